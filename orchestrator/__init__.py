@@ -1,0 +1,1 @@
+"""How recipes are searched, recorded, compared and promoted; the command line is `orch`."""

@@ -1,0 +1,85 @@
+"""Records -> the leaderboard, the status of a study, what differs. Pure: rows in, plain data out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.tables import State
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Mapping, Sequence
+
+    from orchestrator.tables import Epoch, Study, Trial
+
+_ORDER = (State.COMPLETE, State.PRUNED, State.RUNNING, State.PAUSED, State.WAITING, State.FAILED)
+
+
+def best_epoch(epochs: Sequence[Epoch]) -> Epoch | None:
+    """The epoch whose checkpoint would be promoted: highest val_accuracy, then lower val_loss, then the earlier."""
+    return min(epochs, key=lambda e: (-e.metrics["val_accuracy"], e.metrics["val_loss"], e.number), default=None)
+
+
+def ranked(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
+    """Complete trials, the best first: by value, then lower val_loss of the best epoch, then lower number."""
+    complete = [trial for trial in trials if trial.state is State.COMPLETE]
+    return sorted(complete, key=lambda trial: _rank(trial, epochs))
+
+
+def leaderboard(
+    trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], run_ids: Mapping[int, str]
+) -> list[dict[str, Any]]:
+    """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs."""
+    differing = _differing(trials)
+    ordered = sorted(trials, key=lambda trial: (_ORDER.index(trial.state), *_rank(trial, epochs)))
+    return [
+        {
+            "trial": trial.number,
+            "value": trial.value,
+            "params": {name: trial.config.get(name) for name in differing},
+            "epochs": len(epochs.get(trial.number, [])),
+            "seconds": round(sum(epoch.seconds for epoch in epochs.get(trial.number, [])), 3),
+            "state": trial.state.value,
+            "reason": trial.reason.value if trial.reason else None,
+            "message": trial.message,
+            "run_id": run_ids.get(trial.number),
+        }
+        for trial in ordered
+    ]
+
+
+def status(
+    study: Study, trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], run_ids: Mapping[int, str]
+) -> dict[str, Any]:
+    """One study in numbers: trials in each state, epochs trained, and the best trial (None before there is one)."""
+    leaders = ranked(trials, epochs)
+    return {
+        "study": study.name,
+        "recipe": study.recipe,
+        "data": study.data,
+        "total": study.spec["budget"]["trials"],
+        "states": {state.value: sum(trial.state is state for trial in trials) for state in State},
+        "epochs_trained": sum(map(len, epochs.values())),
+        "best": _best(leaders[0], run_ids) if leaders else None,
+    }
+
+
+def _best(trial: Trial, run_ids: Mapping[int, str]) -> dict[str, Any]:
+    return {
+        "trial": trial.number,
+        "value": trial.value,
+        "params": trial.params,
+        "run_id": run_ids.get(trial.number),
+    }
+
+
+def _rank(trial: Trial, epochs: Mapping[int, Sequence[Epoch]]) -> tuple[float, float, int]:
+    best = best_epoch(epochs.get(trial.number, []))
+    if best is None:
+        return (0.0, 0.0, trial.number)
+    return (-best.metrics["val_accuracy"], best.metrics["val_loss"], trial.number)
+
+
+def _differing(trials: Sequence[Trial]) -> list[str]:
+    """Names of the fields that do not have the same value in all trials, in the Config's order."""
+    names = list(dict.fromkeys(name for trial in trials for name in trial.config))
+    return [name for name in names if len({repr(trial.config.get(name)) for trial in trials}) > 1]

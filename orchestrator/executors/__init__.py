@@ -1,0 +1,146 @@
+"""Where jobs run: one protocol over slots, kept by every executor, held by one contract suite.
+
+A job is sent to a free slot as plain data; what happens to it comes back as events, in order for each job. Jobs and
+events are frozen dataclasses that travel as JSON, so that a slot may be a thread, a process or another machine.
+"""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, Literal, Protocol
+
+from orchestrator.tables import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+Decision = Literal["go", "stop"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialSpec:
+    """One attempt at a trial, in full."""
+
+    study: str
+    trial: int
+    attempt: int
+    recipe: str
+    config: dict[str, Any]  # flat
+    folder: str  # of this attempt
+    earlier_folders: tuple[str, ...]  # of earlier attempts, the newest first: where to resume from
+    num_recorded_epochs: int
+    decision_epochs: tuple[int, ...]
+    threads: int
+    num_devices: int = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExportSpec:
+    """One ONNX export of a finished attempt."""
+
+    study: str
+    trial: int
+    attempt: int
+    recipe: str
+    config: dict[str, Any]
+    folder: str
+
+
+Job = TrialSpec | ExportSpec
+
+
+@dataclass(frozen=True, kw_only=True)
+class EpochEnded:
+    """An epoch is trained and its checkpoint durable; at a decision epoch the job now waits."""
+
+    trial: int
+    attempt: int
+    number: int
+    metrics: dict[str, float]
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialEnded:
+    """The recipe ended, or was told to stop (`stopped`); `manifest` is file name -> SHA-256."""
+
+    trial: int
+    attempt: int
+    stopped: bool
+    manifest: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrialFailed:
+    """The attempt failed, or its worker was lost; the slot is free again. So ends an export whose worker was lost."""
+
+    trial: int
+    attempt: int
+    reason: Reason
+    message: str
+    traceback: str = ""
+    disk_full: bool = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class Exported:
+    """An ONNX file was written beside the weights and compared with PyTorch; `error` says why not."""
+
+    trial: int
+    attempt: int
+    file: str = ""
+    sha256: str = ""
+    size_bytes: int = 0
+    max_difference: float = 0.0
+    error: str = ""
+
+
+Event = EpochEnded | TrialEnded | TrialFailed | Exported
+_TYPES: dict[str, type] = {
+    kind.__name__: kind for kind in (TrialSpec, ExportSpec, EpochEnded, TrialEnded, TrialFailed, Exported)
+}
+
+
+def encode(message: Job | Event) -> dict[str, Any]:
+    """Return the JSON form of a job or an event."""
+    return {"kind": type(message).__name__, **asdict(message)}
+
+
+def decode(message: dict[str, Any]) -> Any:
+    """Return the job or event of which `encode` made `message`."""
+    fields = {key: value for key, value in message.items() if key != "kind"}
+    if "reason" in fields:
+        fields["reason"] = Reason(fields["reason"])
+    return _TYPES[message["kind"]](**fields)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Slot:
+    """A place for one job at a time: a set of devices on one host."""
+
+    name: str
+    threads: int
+    devices: tuple[str, ...] = ()
+
+
+class Executor(Protocol):
+    """Slots, and the jobs on them."""
+
+    @property
+    def slots(self) -> Sequence[Slot]:
+        """All slots, free or not."""
+
+    def free_slots(self) -> list[Slot]:
+        """The slots that could take a job now."""
+
+    def submit(self, job: Job, slot: Slot) -> None:
+        """Start `job` on a free slot."""
+
+    def events(self, timeout_seconds: float) -> list[Event]:
+        """What happened since the last call, waiting at most so long for something to happen."""
+
+    def decide(self, trial: int, decision: Decision) -> None:
+        """Answer a job that waits at a decision epoch."""
+
+    def close(self) -> None:
+        """End all jobs at once; what their checkpoints hold is safe."""

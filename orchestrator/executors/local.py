@@ -1,0 +1,143 @@
+"""Jobs in kept worker processes on this machine: one a GPU, else one a core."""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import sys
+from typing import TYPE_CHECKING, Any
+
+from orchestrator.errors import UnavailableError
+from orchestrator.executors import EpochEnded, Event, Slot, TrialFailed, decode, encode
+from orchestrator.processes import Child, Pinger, spawn
+from orchestrator.tables import Reason
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from pathlib import Path
+
+    from orchestrator.executors import Decision, Job
+
+MAX_IDLE_DEATHS = 3  # a worker that dies this often with no job on it will never start
+
+
+def num_cores() -> int:
+    """The cores that this process may use."""
+    if sys.platform == "linux":
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def plan_slots(num_workers: int, gpus: Sequence[str], *, num_useful: int) -> list[Slot]:
+    """Lay out slots: as many as asked for, else (0) one a GPU, else one a core, but no more than are useful.
+
+    Cores are shared out in threads, GPUs in turn.
+    """
+    count = min(num_workers or len(gpus) or num_cores(), num_useful)
+    threads = max(1, num_cores() // count)
+    devices = [(gpus[index % len(gpus)],) if gpus else () for index in range(count)]
+    return [Slot(name=f"worker-{index}", threads=threads, devices=devices[index]) for index in range(count)]
+
+
+def visible_gpus(device: str) -> list[str]:
+    """The GPUs that `device` (auto, cpu, mps, cuda or cuda:N) allows, as `CUDA_VISIBLE_DEVICES` names them."""
+    import torch
+
+    if device not in {"auto", "cuda"} and not device.startswith("cuda:"):
+        return []
+    if not torch.cuda.is_available():
+        return []
+    named = os.environ.get("CUDA_VISIBLE_DEVICES")
+    gpus = named.split(",") if named else [str(index) for index in range(torch.cuda.device_count())]
+    return [gpus[int(device.removeprefix("cuda:"))]] if ":" in device else gpus
+
+
+class LocalExecutor:
+    """Worker processes, one a slot, kept over trials and started again when they die."""
+
+    def __init__(self, slots: Sequence[Slot], logs: Path) -> None:
+        self.slots = slots
+        self._logs = logs
+        self._pinger = Pinger()
+        self._selector = selectors.DefaultSelector()
+        self._children: dict[str, Child] = {}
+        self._jobs: dict[str, Job] = {}
+        self._idle_deaths = 0
+        for slot in slots:
+            self._start(slot)
+
+    def free_slots(self) -> list[Slot]:
+        """The slots with no job on them."""
+        return [slot for slot in self.slots if slot.name not in self._jobs]
+
+    def submit(self, job: Job, slot: Slot) -> None:
+        """Send `job` to the slot's worker; one that still starts takes it up as soon as it can."""
+        assert slot.name not in self._jobs, f"slot {slot.name} is busy"
+        self._jobs[slot.name] = job
+        self._children[slot.name].channel.send(encode(job))
+
+    def events(self, timeout_seconds: float) -> list[Event]:
+        """What workers reported, and which were lost; a lost worker is started again."""
+        found: list[Event] = []
+        for key, _ in self._selector.select(timeout_seconds):
+            slot: Slot = key.data
+            messages = self._children[slot.name].channel.receive()
+            if messages is None:
+                found += self._lost(slot)
+            else:
+                found += [self._received(slot, message) for message in messages]
+        return found
+
+    def decide(self, trial: int, decision: Decision) -> None:
+        """Answer the worker that trains `trial`; if it was lost meanwhile, nobody waits."""
+        for name, job in self._jobs.items():
+            if job.trial == trial:
+                self._children[name].channel.send({"decision": decision})
+
+    def close(self) -> None:
+        """End all workers and their descendants at once."""
+        self._pinger.stop()
+        for child in self._children.values():
+            child.kill()
+        self._selector.close()
+
+    def _start(self, slot: Slot) -> None:
+        child = spawn("orchestrator.worker", [], log=self._logs / f"{slot.name}.log", environment=_environment(slot))
+        self._children[slot.name] = child
+        self._selector.register(child.channel, selectors.EVENT_READ, slot)
+        self._pinger.add(child.channel)
+
+    def _received(self, slot: Slot, message: dict[str, Any]) -> Event:
+        event: Event = decode(message)
+        if not isinstance(event, EpochEnded):
+            del self._jobs[slot.name]
+        return event
+
+    def _lost(self, slot: Slot) -> list[Event]:
+        child = self._children[slot.name]
+        self._selector.unregister(child.channel)
+        child.kill()
+        job = self._jobs.pop(slot.name, None)
+        how = _how_it_ended(child.process.returncode)
+        if job is None:
+            self._idle_deaths += 1
+            if self._idle_deaths >= MAX_IDLE_DEATHS:
+                raise UnavailableError(f"{slot.name} {how} at its start; see {self._logs / slot.name}.log")
+        self._start(slot)
+        if job is None:
+            return []
+        return [TrialFailed(trial=job.trial, attempt=job.attempt, reason=Reason.LOST, message=f"{slot.name} {how}")]
+
+
+def _environment(slot: Slot) -> dict[str, str]:
+    """What must be set before torch is imported."""
+    threads = str(slot.threads)
+    chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}
+    return {**chosen, "CUDA_VISIBLE_DEVICES": ",".join(slot.devices)} if slot.devices else chosen
+
+
+def _how_it_ended(code: int) -> str:
+    if code == -signal.SIGKILL:
+        return "was killed (signal 9), by hand or because memory ran out"
+    return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

@@ -1,0 +1,72 @@
+"""The gates of a promotion: figures against limits, and the statistics behind them. Pure: numbers in, numbers out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from hashlib import blake2b
+from math import comb
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+    import numpy as np
+    from numpy.typing import NDArray
+
+SIGNIFICANCE = 0.05
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gate:
+    """A figure that must not go above its `limit`, or, where `at_least` is set, not below it."""
+
+    name: str
+    figure: float
+    limit: float
+    at_least: bool = False
+
+    @property
+    def passed(self) -> bool:
+        """Whether the figure keeps to its limit; one that is not a number does not."""
+        return self.figure >= self.limit if self.at_least else self.figure <= self.limit
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values."""
+        return {"name": self.name, "figure": self.figure, "limit": self.limit, "passed": self.passed}
+
+    def __str__(self) -> str:
+        return (
+            f"{self.name} is {self.figure:.6g}, {'at least' if self.at_least else 'at most'} {self.limit:.6g} is asked"
+        )
+
+
+def compare_answers(champion: NDArray[np.bool_], candidate: NDArray[np.bool_]) -> list[Gate]:
+    """Gates on which of the same test images two models get right, `(N,)` each: not fewer, and not worse by McNemar."""
+    assert champion.shape == candidate.shape, "both answer the same images"
+    p = mcnemar(num_worse=int((champion & ~candidate).sum()), num_better=int((candidate & ~champion).sum()))
+    return [
+        Gate(name="test_correct", figure=int(candidate.sum()), limit=int(champion.sum()), at_least=True),
+        Gate(name="mcnemar_p", figure=p, limit=SIGNIFICANCE, at_least=True),
+    ]
+
+
+def mcnemar(*, num_worse: int, num_better: int) -> float:
+    """One-sided exact p-value that a candidate is worse than the champion (McNemar 1947, Psychometrika 12, 153).
+
+    `num_worse` images only the champion gets right, `num_better` only the candidate. If both were equally good, each
+    such image would fall to either with probability one half: the p-value is P(X >= num_worse) for a binomial X.
+    """
+    total = num_worse + num_better
+    # Whole numbers up to the one division: 2**-total is no float for more than a thousand images.
+    tail: int = sum(comb(total, count) for count in range(num_worse, total + 1))
+    return tail / (1 << total)
+
+
+def num_shared(pictures: NDArray[np.uint8], others: Iterable[NDArray[np.uint8]]) -> int:
+    """How many of `pictures` `(N, ...)` are, byte for byte, in one of `others`, `(M, ...)` each."""
+    known = {_digest(other) for array in others for other in array}
+    return sum(_digest(picture) in known for picture in pictures)
+
+
+def _digest(picture: NDArray[np.uint8]) -> bytes:
+    return blake2b(picture.tobytes(), digest_size=16).digest()

@@ -1,0 +1,193 @@
+"""How a sweep is shown while it runs: a live display in a terminal, plain lines elsewhere."""
+
+from __future__ import annotations
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from rich.console import Console, Group
+from rich.live import Live
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
+from rich.text import Text
+
+from orchestrator.errors import printable
+from orchestrator.study import OBJECTIVE
+from orchestrator.tables import State
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import TracebackType
+
+    from rich.progress import TaskID
+
+    from orchestrator.executors import EpochEnded, Slot
+    from orchestrator.study import Study
+    from orchestrator.tables import Trial
+
+
+class Tally:
+    """What has ended so far, the best of it, and how long the rest may take."""
+
+    def __init__(self, study: Study, num_slots: int, trials: Sequence[Trial]) -> None:
+        self.total = study.budget.trials
+        self.ended = {trial.number: trial for trial in trials if trial.state.finished}
+        self._num_before = len(self.ended)
+        self._num_slots = num_slots
+        self._since = time.monotonic()
+
+    def add(self, trial: Trial) -> None:
+        """Count an ended trial."""
+        if trial.state.finished:
+            self.ended[trial.number] = trial
+
+    def count(self, state: State) -> int:
+        """How many trials ended so."""
+        return sum(trial.state is state for trial in self.ended.values())
+
+    @property
+    def best(self) -> Trial | None:
+        """The best complete trial so far."""
+        complete = [trial for trial in self.ended.values() if trial.state is State.COMPLETE]
+        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+
+    @property
+    def left(self) -> str:
+        """Time left at the pace of this run, or nothing before a trial has ended in it."""
+        num_here = len(self.ended) - self._num_before
+        if not num_here:
+            return ""
+        seconds = (time.monotonic() - self._since) / num_here * (self.total - len(self.ended))
+        return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
+
+    def line(self) -> str:
+        """All of it in one line."""
+        best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "no best yet"
+        counts = (
+            f"{self.count(State.COMPLETE)} finished, {self.count(State.PRUNED)} pruned, "
+            f"{self.count(State.FAILED)} failed of {self.total}"
+        )
+        return "  ·  ".join(filter(None, [best, counts, self.left]))
+
+
+class PlainMonitor:
+    """A line for each thing that ends; for logs and pipes."""
+
+    def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
+        """Say what runs where."""
+        self._tally = Tally(study, len(slots), trials)
+        self._say(_headline(study, slots))
+
+    def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
+        """Say only that a trial goes on; that one begins is not worth a line."""
+        if num_epochs_done:
+            self._say(f"trial {trial.number} goes on after epoch {num_epochs_done} on {slot.name}")
+
+    def epoch_ended(self, trial: Trial, event: EpochEnded) -> None:
+        """Say nothing: epochs are in the record."""
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Say how a trial ended, and how the study stands."""
+        self._tally.add(trial)
+        if trial.state.finished:
+            self._say(f"trial {trial.number} {_ending(trial)}  ·  {self._tally.line()}")
+
+    def note(self, text: str) -> None:
+        """Say it."""
+        self._say(text)
+
+    def tick(self) -> None:
+        """Do nothing: lines need no refreshing."""
+
+    def __enter__(self) -> PlainMonitor:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        pass
+
+    def _say(self, text: str) -> None:
+        print(printable(text), flush=True)
+
+
+class LiveMonitor:
+    """One line a worker with a progress bar, and one for the whole; redrawn in place."""
+
+    def __init__(self, console: Console) -> None:
+        self._bars = Progress(
+            TextColumn("{task.fields[slot]}"),
+            TextColumn("{task.description}"),
+            BarColumn(bar_width=30),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[value]}"),
+            console=console,
+        )
+        self._summary = Text()
+        self._live = Live(Group(self._bars, self._summary), console=console, refresh_per_second=5)
+        self._task_of: dict[str, TaskID] = {}
+        self._slot_of: dict[int, str] = {}
+
+    def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
+        """Draw a line for each slot."""
+        self._tally = Tally(study, len(slots), trials)
+        self._max_epochs = study.max_epochs
+        self.note(_headline(study, slots))
+        for slot in slots:
+            self._task_of[slot.name] = self._bars.add_task("starts", total=None, slot=slot.name, value="")
+        self.tick()
+
+    def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
+        """Give the slot's line to the trial."""
+        self._slot_of[trial.number] = slot.name
+        total = int(trial.config.get("epochs", self._max_epochs))
+        name = f"trial {trial.number}"
+        # A reset forgets the fields that it is not given.
+        task = self._task_of[slot.name]
+        self._bars.reset(task, total=total, completed=num_epochs_done, description=name, slot=slot.name, value="")
+
+    def epoch_ended(self, trial: Trial, event: EpochEnded) -> None:
+        """Move the trial's bar."""
+        value = f"{OBJECTIVE} {event.metrics[OBJECTIVE]:.4f}"
+        self._bars.update(self._task_of[self._slot_of[trial.number]], completed=event.number, value=value)
+
+    def trial_ended(self, trial: Trial) -> None:
+        """Count the trial; a failure is worth a line that stays."""
+        self._tally.add(trial)
+        if trial.state is State.FAILED:
+            self.note(f"trial {trial.number} {_ending(trial)}")
+
+    def note(self, text: str) -> None:
+        """Print a line above the bars."""
+        self._live.console.print(Text(printable(text)))
+
+    def tick(self) -> None:
+        """Refresh the line below the bars."""
+        self._summary.plain = self._tally.line()
+
+    def __enter__(self) -> LiveMonitor:
+        self._live.__enter__()
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        for task in self._task_of.values():
+            self._bars.remove_task(task)
+        self._live.__exit__(kind, error, tb)
+
+
+def monitor() -> PlainMonitor | LiveMonitor:
+    """The monitor that fits standard output."""
+    console = Console()
+    return LiveMonitor(console) if console.is_terminal and sys.stdout.isatty() else PlainMonitor()
+
+
+def _headline(study: Study, slots: Sequence[Slot]) -> str:
+    where = sorted({device for slot in slots for device in slot.devices})
+    places = f"GPU {', '.join(where)}" if where else "CPU"
+    workers = f"{len(slots)} worker(s) of {slots[0].threads} thread(s), {places}"
+    how = f"sampler {study.budget.sampler}, pruner {study.budget.pruner}"
+    return f"{study.name}: {study.budget.trials} trials on {workers}; {how}"
+
+
+def _ending(trial: Trial) -> str:
+    if trial.state is State.FAILED:
+        return f"failed ({trial.reason}): {trial.message}"
+    return f"{trial.state} at {OBJECTIVE} {trial.value:.4f} (epoch {trial.best_epoch})"

@@ -1,0 +1,80 @@
+"""What MLflow's runs say of a study and its trials, as parameters and tags. Pure: rows in, text out."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from orchestrator.mirrors import Snapshot
+    from orchestrator.tables import Study
+
+
+def study_params(study: Study) -> dict[str, Any]:
+    """What may not change in a study; MLflow refuses another value for a parameter."""
+    spec = study.spec
+    return {
+        "recipe": study.recipe,
+        "data": study.data,
+        **{f"fixed.{name}": value for name, value in spec.get("fixed", {}).items()},
+        **{f"space.{name}": _shown(searched) for name, searched in spec.get("space", {}).items()},
+    }
+
+
+def _shown(searched: Mapping[str, Any]) -> str:
+    if "choices" in searched:
+        return ", ".join(map(str, searched["choices"]))
+    words = [f"{searched['low']} to {searched['high']}"]
+    words += ["log"] if searched.get("log") else []
+    words += [f"step {searched['step']}"] if searched.get("step") else []
+    return " ".join(words)
+
+
+def study_tags(study: Study, key: str) -> dict[str, str]:
+    """Tags of the parent run; they may change with the study's budget."""
+    spec = study.spec
+    found = {
+        **_common_tags(study, key),
+        **spec.get("budget", {}),
+        **{f"{name}_version": text for name, text in spec.get("provenance", {}).get("versions", {}).items()},
+        "code_hash": spec.get("code_hash"),
+    }
+    return _prefixed(found)
+
+
+def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
+    """Tags of a trial's run, as the trial is now."""
+    trial = snapshot.trial
+    versions = study.spec.get("provenance", {}).get("versions", {})
+    found = {
+        **_common_tags(study, key),
+        "seed": trial.config.get("seed"),
+        "device": snapshot.attempts[-1].device if snapshot.attempts else None,
+        "orch_version": versions.get("orch"),
+        "torch_version": versions.get("torch"),
+        "trial": trial.number,
+        "state": trial.state.value,
+        "attempts": len(snapshot.attempts),
+        "worker": snapshot.attempts[-1].worker if snapshot.attempts else None,
+        "reason": trial.reason.value if trial.reason else None,
+        "message": trial.message,
+    }
+    return _prefixed(found)
+
+
+def _common_tags(study: Study, key: str) -> dict[str, Any]:
+    provenance = study.spec.get("provenance", {})
+    return {
+        "study": study.name,
+        "study_id": key,
+        "recipe": study.recipe,
+        "data": study.data,
+        "split_seed": study.spec.get("split_seed"),
+        "seed": study.spec.get("seed"),
+        **{name: provenance.get(name) for name in ("data_fingerprint", "split_fingerprint", "commit", "machine")},
+    }
+
+
+def _prefixed(found: Mapping[str, Any]) -> dict[str, str]:
+    return {f"orch.{name}": str(value) for name, value in found.items() if value is not None and value != ""}

@@ -1,0 +1,404 @@
+"""The record: studies, trials, attempts, epochs, exports, promotions and leases, in SQLAlchemy (`orchestrator.tables`).
+
+It is the one truth. Optuna searches over it; MLflow, an Optuna storage and TensorBoard mirror it. SQLite by default,
+PostgreSQL by URL. All times are Unix seconds. Rows come back detached: read them, never write them.
+
+Every write of a sweep goes through `Record.write(lease)`, which checks the lease's fencing token in the same
+transaction, and leaves a row in `changes`, from which the mirrors follow the record.
+"""
+
+from __future__ import annotations
+
+import time
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import create_engine, delete, event, func, make_url, select
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.orm import Session, sessionmaker
+
+from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
+from orchestrator.tables import (
+    Attempt,
+    Base,
+    Change,
+    ChangeRow,
+    Cursor,
+    Epoch,
+    Export,
+    LeaseRow,
+    Meta,
+    MirrorRun,
+    Reason,
+    State,
+    Study,
+    Trial,
+)
+
+if TYPE_CHECKING:
+    import sqlite3
+    from collections.abc import Iterable, Iterator, Sequence
+
+    from sqlalchemy import URL, Connection, Engine
+
+    from orchestrator.leases import Lease
+
+SCHEMA_VERSION = 1
+_CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
+BUSY_SECONDS = 120  # a backup or a virus scanner may hold the file for a minute; waiting loses nothing
+
+
+class Record:
+    """A connection to the record. Threads may share it; processes open their own."""
+
+    def __init__(self, engine: Engine) -> None:
+        self.engine = engine
+        self._address = engine.url.render_as_string()  # hides the password
+        self._read = sessionmaker(engine, expire_on_commit=False)
+        self._write = sessionmaker(engine.execution_options(immediate=True), expire_on_commit=False)
+
+    @classmethod
+    def open(cls, url: str, *, create: bool = False) -> Record:
+        """Open the record at `url`; `create` makes what is missing, else a missing one is an error.
+
+        Raises:
+            UsageError: a malformed URL, a missing driver, or nothing there and not `create`.
+            UnavailableError: unreachable, corrupt, or written by a newer version; its bytes are untouched.
+        """
+        parsed = _parse(url)
+        file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
+        if file is not None and not file.exists():
+            if not create:
+                raise UsageError(f"no study has been recorded in {file.parent}; start one with `orch sweep`")
+            _make_folder(file.parent)
+        record = cls(_engine(parsed))
+        try:
+            record._prepare(create=create)
+        except BaseException as error:
+            record.close()
+            if isinstance(error, DBAPIError):
+                raise UnavailableError(f"the record at {record._address} is not usable: {_cause(error)}") from error
+            raise
+        return record
+
+    def _prepare(self, *, create: bool) -> None:
+        with self._write.begin() as session:
+            if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
+                if not create:
+                    raise UsageError("no study has been recorded yet; start one with `orch sweep`")
+                self._create_tables(session)
+            meta = session.get(Meta, "schema_version")
+        found = meta.value if meta else "none"
+        if found != str(SCHEMA_VERSION):
+            raise UnavailableError(
+                f"the record at {self._address} has schema version {found}; this orch reads {SCHEMA_VERSION}"
+            )
+
+    def _create_tables(self, session: Session) -> None:
+        if self.engine.dialect.name == "postgresql":  # where two could create them at once
+            session.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
+        Base.metadata.create_all(session.connection())
+        session.merge(Meta(key="schema_version", value=str(SCHEMA_VERSION)))
+
+    def close(self) -> None:
+        """Give all connections back."""
+        self.engine.dispose()
+
+    @contextmanager
+    def read(self) -> Iterator[Session]:
+        """A session for reading.
+
+        Raises:
+            UnavailableError: the database is gone or corrupt.
+        """
+        try:
+            with self._read() as session:
+                yield session
+        except DBAPIError as error:
+            raise UnavailableError(f"the record at {self._address} cannot be read: {_cause(error)}") from error
+
+    @contextmanager
+    def write(self, lease: Lease | None = None) -> Iterator[Session]:
+        """One write transaction; with a `lease`, only while its token is the newest.
+
+        Raises:
+            FencedError: another process holds the lease now.
+            UnavailableError: the database refused, for lack of space for example; nothing was written.
+        """
+        try:
+            with self._write.begin() as session:
+                if lease is not None:
+                    self._check(session, lease)
+                yield session
+        except DBAPIError as error:
+            raise UnavailableError(f"the record at {self._address} cannot be written: {_cause(error)}") from error
+
+    def _check(self, session: Session, lease: Lease) -> None:
+        query = select(LeaseRow.token).where(LeaseRow.name == lease.name)
+        if session.scalar(query.with_for_update()) != lease.token:
+            raise FencedError(f"{lease.name} was taken over by another process; nothing more is written from here")
+
+    # -- reading
+
+    def find_study(self, name: str) -> Study | None:
+        """The study called `name`, or None."""
+        with self.read() as session:
+            return session.scalar(select(Study).where(Study.name == name))
+
+    def study(self, name: str) -> Study:
+        """The study called `name`.
+
+        Raises:
+            UnknownNameError: there is none.
+        """
+        found = self.find_study(name)
+        if found is None:
+            raise UnknownNameError("study", name, [study.name for study in self.studies()])
+        return found
+
+    def newest_study(self) -> Study:
+        """The study that was created last.
+
+        Raises:
+            UsageError: there is none.
+        """
+        studies = self.studies()
+        if not studies:
+            raise UsageError("no study has been recorded yet; start one with `orch sweep`")
+        return studies[-1]
+
+    def studies(self) -> Sequence[Study]:
+        """All studies, the newest last."""
+        with self.read() as session:
+            return session.scalars(select(Study).order_by(Study.id)).all()
+
+    def trials(self, study_id: int) -> Sequence[Trial]:
+        """All trials of a study by number."""
+        with self.read() as session:
+            return session.scalars(select(Trial).where(Trial.study_id == study_id).order_by(Trial.number)).all()
+
+    def trial(self, study_id: int, number: int) -> Trial | None:
+        """One trial of a study, or None."""
+        with self.read() as session:
+            return session.scalar(select(Trial).where(Trial.study_id == study_id, Trial.number == number))
+
+    def attempts(self, trial_id: int) -> Sequence[Attempt]:
+        """All attempts at a trial, the first first."""
+        with self.read() as session:
+            return session.scalars(select(Attempt).where(Attempt.trial_id == trial_id).order_by(Attempt.number)).all()
+
+    def epochs(self, study_id: int) -> dict[int, list[Epoch]]:
+        """Trial number -> its recorded epochs in order, for all trials of a study that have any."""
+        query = (
+            select(Trial.number, Epoch)
+            .join(Trial, Trial.id == Epoch.trial_id)
+            .where(Trial.study_id == study_id)
+            .order_by(Trial.number, Epoch.number)
+        )
+        found: dict[int, list[Epoch]] = {}
+        with self.read() as session:
+            for number, epoch in session.execute(query):
+                found.setdefault(number, []).append(epoch)
+        return found
+
+    def exports(self, study_id: int, *, failed: bool = False) -> dict[int, Export]:
+        """Trial number -> its export; with `failed`, also those that could not be made."""
+        query = select(Trial.number, Export).join(Trial, Trial.id == Export.trial_id).where(Trial.study_id == study_id)
+        if not failed:
+            query = query.where(Export.error.is_(None))
+        with self.read() as session:
+            return dict(session.execute(query).all())
+
+    def run_ids(self, study_id: int) -> dict[int, str]:
+        """Trial number (or `PARENT`) -> MLflow run id, as far as the mirror has come."""
+        with self.read() as session:
+            runs = session.scalars(select(MirrorRun).where(MirrorRun.study_id == study_id))
+            return {run.trial: run.run_id for run in runs}
+
+    def changes(self, study_id: int, after: int, limit: int = 1000) -> Sequence[ChangeRow]:
+        """The next rows of a study's change log behind `after`."""
+        query = (
+            select(ChangeRow)
+            .where(ChangeRow.study_id == study_id, ChangeRow.seq > after)
+            .order_by(ChangeRow.seq)
+            .limit(limit)
+        )
+        with self.read() as session:
+            return session.scalars(query).all()
+
+    # -- writing
+
+    def create_study(self, lease: Lease, study: Study) -> Study:
+        """Write a new study; its `id` is set on return."""
+        with self.write(lease) as session:
+            session.add(study)
+            session.flush()
+            session.add(ChangeRow(study_id=study.id, kind=Change.STUDY))
+        return study
+
+    def update_study(self, lease: Lease, study_id: int, spec: dict[str, Any]) -> None:
+        """Replace what a study may change: trials, workers, timeout, export."""
+        with self.write(lease) as session:
+            session.get_one(Study, study_id).spec = spec
+            session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
+
+    def add_trial(
+        self, lease: Lease, study_id: int, *, params: dict[str, Any], config: dict[str, Any], threads: int
+    ) -> Trial:
+        """Write the next trial of a study, waiting; the record gives it its number."""
+        with self.write(lease) as session:
+            last = session.scalar(select(func.max(Trial.number)).where(Trial.study_id == study_id))
+            trial = Trial(
+                study_id=study_id,
+                number=0 if last is None else last + 1,
+                state=State.WAITING,
+                params=params,
+                config=config,
+                threads=threads,
+                created_at=time.time(),
+            )
+            session.add(trial)
+            session.add(ChangeRow(study_id=study_id, kind=Change.TRIAL, trial=trial.number))
+        return trial
+
+    def start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str = "cpu") -> Attempt:
+        """Write that a trial is tried (again) on `worker`."""
+        now = time.time()
+        with self.write(lease) as session:
+            last = session.scalar(select(func.max(Attempt.number)).where(Attempt.trial_id == trial.id))
+            attempt = Attempt(
+                trial_id=trial.id,
+                number=(last or 0) + 1,
+                state=State.RUNNING,
+                worker=worker,
+                device=device,
+                started_at=now,
+            )
+            session.add(attempt)
+            row = session.get_one(Trial, trial.id)
+            row.state = State.RUNNING
+            row.started_at = row.started_at or now
+            session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+        return attempt
+
+    def add_epochs(self, lease: Lease, trial: Trial, epochs: Iterable[Epoch]) -> None:
+        """Write finished epochs; one that is there already keeps its first values."""
+        with self.write(lease) as session:
+            for epoch in epochs:
+                if session.get(Epoch, (trial.id, epoch.number)) is None:
+                    session.add(epoch)
+                    session.add(
+                        ChangeRow(study_id=trial.study_id, kind=Change.EPOCH, trial=trial.number, epoch=epoch.number)
+                    )
+
+    def end_attempt(
+        self,
+        lease: Lease,
+        trial: Trial,
+        attempt: int,
+        state: State,
+        *,
+        trial_state: State | None = None,
+        reason: Reason | None = None,
+        message: str | None = None,
+        traceback: str | None = None,
+        manifest: dict[str, str] | None = None,
+        value: float | None = None,
+        best_epoch: int | None = None,
+    ) -> None:
+        """Write how an attempt ended and, in the same transaction, what becomes of its trial.
+
+        `trial_state` is the attempt's `state` unless given: a failed attempt may leave its trial waiting.
+        """
+        now = time.time()
+        becomes = trial_state or state
+        with self.write(lease) as session:
+            ended = session.get_one(Attempt, (trial.id, attempt))
+            ended.state, ended.reason, ended.traceback, ended.manifest = state, reason, traceback, manifest
+            ended.ended_at = now
+            row = session.get_one(Trial, trial.id)
+            row.state, row.value, row.best_epoch = becomes, value, best_epoch
+            row.reason, row.message = (reason, message) if becomes.finished else (None, None)
+            row.ended_at = now if becomes.finished else None
+            session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+
+    def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:
+        """Write a finished export of a trial."""
+        with self.write(lease) as session:
+            session.merge(export)
+            session.add(ChangeRow(study_id=trial.study_id, kind=Change.EXPORT, trial=trial.number))
+
+    def requeue_running(self, lease: Lease, study_id: int) -> int:
+        """Take up what an earlier coordinator left: its running trials wait again, and no retry is spent."""
+        with self.write(lease) as session:
+            left = session.scalars(select(Trial).where(Trial.study_id == study_id, Trial.state == State.RUNNING)).all()
+            for trial in left:
+                trial.state = State.WAITING
+                attempt = session.scalars(
+                    select(Attempt).where(Attempt.trial_id == trial.id).order_by(Attempt.number.desc())
+                ).first()
+                assert attempt is not None, "a running trial has an attempt"
+                attempt.state, attempt.reason, attempt.ended_at = State.FAILED, Reason.INTERRUPTED, time.time()
+                session.add(ChangeRow(study_id=study_id, kind=Change.TRIAL, trial=trial.number))
+        return len(left)
+
+    def delete_study(self, lease: Lease, study_id: int) -> None:
+        """Remove a study and all that hangs on it; promotions stay in the ledger."""
+        with self.write(lease) as session:
+            numbers = select(Trial.id).where(Trial.study_id == study_id).scalar_subquery()
+            for of_trial in (Epoch, Attempt, Export):
+                session.execute(delete(of_trial).where(of_trial.trial_id.in_(numbers)))
+            for of_study in (Trial, ChangeRow, Cursor, MirrorRun):
+                session.execute(delete(of_study).where(of_study.study_id == study_id))
+            session.execute(delete(Study).where(Study.id == study_id))
+
+
+def _parse(url: str) -> URL:
+    expected = "expected sqlite:///FILE or postgresql://HOST/NAME"
+    try:
+        parsed = make_url(url)
+    except (ArgumentError, ValueError) as error:  # its message may carry the URL, and with it the password
+        raise UsageError(f"the record's URL is malformed; {expected}") from error
+    if parsed.get_backend_name() not in {"sqlite", "postgresql"} or parsed.database in {None, "", ":memory:"}:
+        raise UsageError(f"no record can be kept at {parsed.render_as_string()}; {expected}")
+    return parsed
+
+
+def _make_folder(path: Path) -> None:
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UnavailableError(f"the folder {path} cannot be made: {error.strerror}") from error
+
+
+def _cause(error: DBAPIError) -> str:
+    return (str(error.orig).strip().splitlines() or ["no reason given"])[0]
+
+
+def _engine(url: URL) -> Engine:
+    if url.get_backend_name() != "sqlite":
+        try:
+            return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
+        except NoSuchModuleError as error:
+            raise UsageError(f"there is no database driver {url.drivername!r}; use postgresql") from error
+        except ModuleNotFoundError as error:
+            raise UsageError(f"{error.name} is not installed; `pip install 'orch[postgres]'`") from error
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    event.listen(engine, "connect", _configure_sqlite)
+    event.listen(engine, "begin", _begin_sqlite)
+    return engine
+
+
+def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
+    connection.isolation_level = None  # pysqlite would begin transactions late, and as readers
+    if connection.execute("PRAGMA page_count").fetchone() == (0,):  # only of a new file: the mode is kept in it
+        connection.execute("PRAGMA journal_mode=WAL")
+    connection.execute("PRAGMA synchronous=FULL")
+    connection.execute("PRAGMA foreign_keys=ON")
+
+
+def _begin_sqlite(connection: Connection) -> None:
+    # A transaction that starts as a reader and then writes can fail with "locked" at once, whatever the timeout.
+    immediate = connection.get_execution_options().get("immediate", False)
+    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

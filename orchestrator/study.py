@@ -1,0 +1,412 @@
+"""What is searched: a study file and the command line, checked against the recipe's Config before anything is written.
+
+This module only reads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import re
+import unicodedata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+import recipes
+from orchestrator import overrides, study_files
+from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
+from orchestrator.space import Choices, Range, Scalar, Space
+from orchestrator.tables import MAX_NAME_LENGTH
+from recipes.config import DatasetConfig, FieldPath, Part, fields, flatten, make
+from recipes.data import UnknownDataError, cache_folder, fingerprints
+from recipes.data import names as data_names
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Mapping, Sequence
+
+OBJECTIVE = "val_accuracy"
+MAX_FILE_NAME_BYTES = 255  # a study is a folder
+# What may differ between two runs of one study: it changes where a trial runs, not what comes out of it.
+PLACEMENT_FIELDS = frozenset({"device"})
+# Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.
+STUDY_FIELDS = ("data", "split_seed", "seed")
+
+SamplerName = Literal["tpe", "random"]
+ExecutorName = Literal["local", "inline"]
+PrunerName = Literal["asha", "none", "median", "hyperband"]
+
+
+class Budget(Part):
+    """The study keys that a later command may change."""
+
+    trials: int = Field(20, gt=0, description="trials in total, failed ones counted")
+    workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
+    executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
+    timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
+    sampler: SamplerName = Field("tpe", description="how parameters are drawn")
+    pruner: PrunerName = Field("asha", description="which trials are stopped early")
+    export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
+    retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
+
+    @property
+    def num_exports(self) -> int:
+        """How many of the leaders are exported."""
+        if self.export.startswith("top:"):
+            return int(self.export.removeprefix("top:"))
+        return {"best": 1, "all": self.trials, "none": 0}[self.export]
+
+
+class Study(Part):
+    """A search, whole: where its name, its recipe, its space and its budget are settled."""
+
+    name: str
+    recipe: str
+    code_hash: str
+    data: str
+    split_seed: int
+    seed: int
+    data_fingerprint: str
+    split_fingerprint: str
+    fixed: dict[str, Scalar]  # every field that is not searched, defaults included
+    space: Space
+    budget: Budget
+
+    @property
+    def identity(self) -> dict[str, Any]:
+        """What may not change under one name."""
+        kept = {name: value for name, value in self.fixed.items() if name not in PLACEMENT_FIELDS}
+        return {
+            "recipe": Path(self.recipe).stem,  # where its file lies does not matter, what it says does
+            "code": self.code_hash,
+            "objective": OBJECTIVE,
+            "data": self.data_fingerprint,
+            "split": self.split_fingerprint,
+            "fixed": kept,
+            "space": {name: searched.model_dump(mode="json") for name, searched in self.space.items()},
+        }
+
+    def config(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The flat configuration of a trial."""
+        return {**self.fixed, **params}
+
+    @property
+    def max_epochs(self) -> int:
+        """The most epochs that a trial trains, as far as the recipe says; else 1."""
+        searched = self.space.get("epochs")
+        if searched is not None:
+            return int(max(searched.ends()))
+        return int(self.fixed.get("epochs", 1))
+
+
+def load(arguments: Sequence[str], *, single: bool = False) -> Study:
+    """Read `key=value` arguments and the recipe's study file; `single` is one configuration, nothing searched.
+
+    Raises:
+        UsageError: anything that is not known, possible or complete.
+    """
+    typed = _split(arguments)
+    recipe = _load_recipe(typed.pop("recipe", ""))
+    known = fields(recipe.config_type)
+    budget = _budget(typed, single=single)
+    name = overrides.split(typed.pop("study"))[1] if "study" in typed else None
+    fixed, space = _settings(recipe, typed, known, single=single)
+    config = _checked(recipe, fixed, space)
+    _check_space(recipe, config, space, single=single)
+    flat = {field: value for field, value in config.items() if field not in space}
+    _check_device(flat)
+    name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
+    _check_needs(recipe, config, space)
+    data_fingerprint, split_fingerprint = _fingerprints(flat)
+    return Study(
+        name=name,
+        recipe=str(Path(recipe.reference).resolve()) if recipe.reference.endswith(".py") else recipe.reference,
+        code_hash=recipe.code_hash,
+        data=str(flat.get("data", "")),
+        split_seed=int(flat.get("split_seed", 0)),
+        seed=int(flat.get("seed", 0)),
+        data_fingerprint=data_fingerprint,
+        split_fingerprint=split_fingerprint,
+        fixed=flat,
+        space=space,
+        budget=budget,
+    )
+
+
+def change_budget(study: Study, arguments: Sequence[str]) -> Study:
+    """The study with the budget keys among `arguments` changed; other keys are an error."""
+    typed = _split(arguments)
+    budget = _budget(typed, start=study.budget)
+    if typed:
+        key = next(iter(typed))
+        raise UsageError(f"{key} cannot be changed in an existing study; allowed: {', '.join(_BUDGET_KEYS)}")
+    return study.model_copy(update={"budget": budget})
+
+
+def check_unchanged(study: Study) -> None:
+    """See that what a recorded study is made of is still there.
+
+    Raises:
+        UsageError: the recipe's code or the data are others now.
+    """
+    recipe = _load_recipe(f"recipe={study.recipe}")
+    now = {"code": recipe.code_hash, "data": "", "split": ""}
+    now["data"], now["split"] = _fingerprints(study.fixed)
+    then = {name: study.identity[name] for name in now}
+    if lines := differences(then, now):
+        raise UsageError(f"study {study.name!r} cannot go on, what it is made of has changed: {'; '.join(lines)}")
+
+
+def differences(old: Mapping[str, Any], new: Mapping[str, Any], prefix: str = "") -> list[str]:
+    """What differs between two identities, a line each: `space.lr.low: 0.001 -> 0.01`."""
+    lines: list[str] = []
+    for key in sorted({*old, *new}):
+        before, after = old.get(key, "absent"), new.get(key, "absent")
+        if isinstance(before, dict) and isinstance(after, dict):
+            lines += differences(before, after, f"{prefix}{key}.")
+        elif before != after:
+            lines.append(f"{prefix}{key}: {_short(before)} -> {_short(after)}")
+    return lines
+
+
+def check_name(name: str) -> str:
+    """Return `name` if a study may be called so.
+
+    Raises:
+        UsageError: empty, too long, or with a slash, a leading dot or control characters.
+    """
+    num_bytes = len(os.fsencode(name))
+    if not name or len(name) > MAX_NAME_LENGTH or num_bytes > MAX_FILE_NAME_BYTES:
+        allowed = f"1 to {MAX_NAME_LENGTH} characters and at most {MAX_FILE_NAME_BYTES} bytes"
+        raise UsageError(f"a study's name has {allowed}; found {len(name)} characters, {num_bytes} bytes")
+    # Category C: control codes, formats that reorder text, and bytes that are no text.
+    if any(letter in "/\\" or unicodedata.category(letter).startswith("C") for letter in name) or name[0] == ".":
+        raise UsageError(f"study name {name!r}: no slash, no control character and no leading dot are allowed")
+    return name
+
+
+# -- the command line
+
+
+def _split(arguments: Sequence[str]) -> dict[str, str]:
+    typed: dict[str, str] = {}
+    for argument in arguments:
+        key, _ = overrides.split(argument)
+        if key in typed:
+            raise UsageError(f"{key} is given twice")
+        typed[key] = argument
+    return typed
+
+
+def _load_recipe(argument: str) -> recipes.Recipe:
+    reference = argument.partition("=")[2]
+    if not reference:
+        raise UsageError(f"recipe= is missing; known: {', '.join(recipes.names())}, or a path to a .py file")
+    try:
+        return recipes.load(reference)
+    except recipes.UnknownRecipeError as error:
+        raise UnknownNameError("recipe", error.name, error.names) from error
+    except recipes.RecipeFileError as error:
+        raise UsageError(str(error)) from error
+
+
+def _read_workers(text: str) -> Any:
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError("expected auto or a number of at least 1")
+    return int(text)
+
+
+def _read_seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d|)", text)
+    if match is None or not float(match[1]) > 0:
+        raise ValueError("expected a duration such as 90, 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _read_export(text: str) -> str:
+    if not re.fullmatch(r"best|top:[1-9][0-9]*|all|none", text):
+        raise ValueError("expected best, all, none or top:K, such as top:3")
+    return text
+
+
+_BUDGET_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
+    "trials": ("trials", str),
+    "workers": ("workers", _read_workers),
+    "timeout": ("timeout_seconds", _read_seconds),
+    "executor": ("executor", str),
+    "sampler": ("sampler", str),
+    "pruner": ("pruner", str),
+    "export": ("export", _read_export),
+    "retries": ("retries", str),
+}
+
+
+def _budget(typed: dict[str, str], *, start: Budget | None = None, single: bool = False) -> Budget:
+    """Take the budget keys out of `typed`; their text is read by the types of `Budget`, not by Hydra's grammar."""
+    changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
+    for key in [key for key in typed if key in _BUDGET_KEYS]:
+        if single and key == "trials":
+            raise UsageError("trials belongs to `orch sweep`; `orch train` runs one")
+        field, read = _BUDGET_KEYS[key]
+        text = overrides.split(typed.pop(key))[1]
+        try:
+            changed[field] = read(text)
+            Budget.model_validate({field: changed[field]})
+        except ValidationError as error:
+            raise _complaint(key, text, error) from error
+        except ValueError as error:
+            raise UsageError(f"{key}={text}: {error}") from error
+    return Budget.model_validate({**(start or Budget()).model_dump(), **changed})
+
+
+# -- fields, fixed and searched
+
+
+def _settings(
+    recipe: recipes.Recipe, typed: Mapping[str, str], known: Mapping[str, FieldPath], *, single: bool
+) -> tuple[dict[str, Any], Space]:
+    """What the study file and then the command line say of each field."""
+    file = None if single else study_files.find(recipe.name)
+    told = study_files.read(file) if file else study_files.StudyFile()
+    fixed, space = dict(told.fixed), dict(told.space)
+    for key in [*fixed, *space]:
+        _check_known(key, known, f" in {file}")
+        if key in {*STUDY_FIELDS, *PLACEMENT_FIELDS}:
+            raise UsageError(f"{file}: {key} is given on the command line, not in a study file")
+        if key in fixed and key in space:
+            raise UsageError(f"{file}: {key} is both fixed and searched")
+    for key, text in typed.items():
+        _check_known(key, known)
+        value = overrides.split(text)[1] if key in STUDY_FIELDS else overrides.parse(text)[1]
+        if known[key].info.annotation is str and not isinstance(value, str | Range | Choices):
+            value = overrides.split(text)[1]  # a word may look like a number
+        fixed.pop(key, None)
+        space.pop(key, None)
+        if isinstance(value, Range | Choices):
+            if key in PLACEMENT_FIELDS or single:
+                raise UsageError(f"{key} cannot be searched {'by `orch train`' if single else ''}".rstrip())
+            space[key] = value
+        else:
+            fixed[key] = value
+    return fixed, {key: _typed(searched, known[key]) for key, searched in space.items()}
+
+
+def _check_known(key: str, known: Mapping[str, FieldPath], where: str = "") -> None:
+    if key not in known:
+        keys = [*known, *_BUDGET_KEYS, "study", "recipe"]
+        raise UnknownNameError(f"key{where}", key, keys)
+
+
+def _typed(searched: Range | Choices, field: FieldPath) -> Range | Choices:
+    """Make a range over a whole-number field a range of whole numbers; what is no number has no range."""
+    if isinstance(searched, Choices) or field.info.annotation is float:
+        return searched
+    if field.info.annotation is not int:
+        raise UsageError(f"{field.name} is not a number and has no range; give choices, as in {field.name}=a,b")
+    if any(number != int(number) for number in (searched.low, searched.high, searched.step)):
+        raise UsageError(f"{field.name}: a range of whole numbers cannot go from {searched.low} to {searched.high}")
+    step = int(searched.step) or 1
+    return Range(low=int(searched.low), high=int(searched.high), log=searched.log, step=step, integer=True)
+
+
+def _checked(recipe: recipes.Recipe, fixed: Mapping[str, Any], space: Space) -> dict[str, Scalar]:
+    """The flat configuration with every searched field at one of its ends."""
+    first = {key: searched.ends()[0] for key, searched in space.items()}
+    return _make(recipe, {**fixed, **first})
+
+
+def _make(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, Scalar]:
+    try:
+        flat: dict[str, Scalar] = flatten(make(recipe.config_type, values))
+    except ValidationError as error:
+        first = error.errors()[0]
+        raise _complaint(str((first["loc"] or (recipe.name,))[-1]), first["input"], error) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    for key, value in flat.items():
+        if not isinstance(value, bool | int | float | str):
+            raise UsageError(
+                f"recipe {recipe.name}: {key} is {value!r}; only numbers, words, true and false can be set"
+            )
+    return flat
+
+
+def _complaint(key: str, found: object, error: ValidationError) -> UsageError:
+    """One line on the first thing that pydantic found wrong; a wrong word is met with the nearest right one."""
+    first = error.errors()[0]
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(found, dict):  # a whole part, whose fields do not fit together
+        return UsageError(message)
+    if first["type"] == "literal_error":
+        return UnknownNameError(key, str(found), re.findall(r"'([^']+)'", first["ctx"]["expected"]))
+    return UsageError(f"{key}={found}: {message}")
+
+
+def _check_space(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space, *, single: bool) -> None:
+    if not space and not single:
+        raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
+    for key, searched in space.items():
+        for end in searched.ends():
+            _make(recipe, {**config, key: end})
+    if any(isinstance(value, float) and not math.isfinite(value) for value in config.values()):
+        raise UsageError("every number must be finite")
+
+
+def _check_needs(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+    """Ask the recipe whether it has all it needs, for each word that a field may be."""
+    if not hasattr(recipe.module, "check"):
+        return
+    words = [(key, end) for key, searched in space.items() for end in searched.ends() if isinstance(end, str)]
+    try:
+        for changed in [{}, *({key: end} for key, end in words)]:
+            recipe.module.check(make(recipe.config_type, {**config, **changed}))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_device(config: Mapping[str, Scalar]) -> None:
+    from recipes.loop import choose_device  # torch, which the recipe has imported by now
+
+    try:
+        choose_device(str(config.get("device", "auto")))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _fingerprints(config: Mapping[str, Scalar]) -> tuple[str, str]:
+    """Of the data and its split; empty for a recipe that has no field `data` and so brings its own."""
+    if "data" not in config:
+        return "", ""
+    try:
+        return fingerprints(DatasetConfig(data=str(config["data"]), split_seed=int(config["split_seed"])))
+    except UnknownDataError as error:
+        raise UnknownNameError("data", error.name, data_names()) from error
+    except OSError as error:
+        raise UnavailableError(f"data cannot be kept in {cache_folder()}: {error.strerror}") from error
+
+
+def _default_name(recipe: recipes.Recipe, config: Mapping[str, Scalar], *, single: bool) -> str:
+    """`cnn-digits`; a path's slug and six hex digits for a path; six more for a single configuration."""
+    parts = [_slug(recipe.reference), *([_slug(str(config["data"]))] if "data" in config else [])]
+    return "-".join([*parts, *([_six_hex(json.dumps(config, sort_keys=True))] if single else [])])
+
+
+def _slug(reference: str) -> str:
+    if re.fullmatch(r"[\w.-]+", reference) and not reference.endswith(".py"):
+        return reference
+    words = re.sub(r"\W+", "-", reference.removesuffix(".py").rpartition("/")[2]).strip("-")
+    return f"{words}-{_six_hex(reference)}"
+
+
+def _six_hex(text: str) -> str:
+    return hashlib.sha256(text.encode()).hexdigest()[:6]
+
+
+def _short(value: Any) -> str:
+    text = str(value)
+    return text if len(text) <= 40 else f"{text[:12]}…"

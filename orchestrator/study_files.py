@@ -1,0 +1,113 @@
+"""Reads `studies/*.yaml`: YAML 1.2 with no tags, no aliases and no repeated keys."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from pydantic import Field, ValidationError
+from ruamel.yaml import YAML
+from ruamel.yaml.error import MarkedYAMLError, YAMLError
+from ruamel.yaml.tokens import (
+    AliasToken,
+    AnchorToken,
+    BlockEndToken,
+    BlockMappingStartToken,
+    BlockSequenceStartToken,
+    FlowMappingEndToken,
+    FlowMappingStartToken,
+    FlowSequenceEndToken,
+    FlowSequenceStartToken,
+)
+
+from orchestrator.errors import UnknownNameError, UsageError
+from orchestrator.space import Choices, Range, Space
+from recipes.config import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable
+
+SHIPPED = Path(__file__).parent.parent / "studies"
+MAX_BYTES = 100_000
+MAX_DEPTH = 8  # of nesting, which costs the parser its square
+_STARTS = BlockMappingStartToken | BlockSequenceStartToken | FlowMappingStartToken | FlowSequenceStartToken
+_ENDS = BlockEndToken | FlowMappingEndToken | FlowSequenceEndToken
+
+
+class StudyFile(Part):
+    """The contents of a study file: fields held fixed, and what the others are searched over."""
+
+    fixed: dict[str, Any] = Field(default_factory=dict)
+    space: Space = Field(default_factory=dict)
+
+
+def find(recipe: str) -> Path | None:
+    """The study file of a recipe: in `studies/` of the current directory, else the one that is shipped."""
+    for folder in (Path("studies"), SHIPPED):
+        if (path := folder / f"{recipe}.yaml").is_file():
+            return path
+    return None
+
+
+def read(path: Path) -> StudyFile:
+    """Read a study file.
+
+    Raises:
+        UsageError: not readable, not such YAML (the line is named), or not of this form.
+    """
+    tree = _parse(path)
+    if not isinstance(tree, dict):
+        raise UsageError(f"{path}: expected `fixed:` and `space:`, found {type(tree).__name__}")
+    space = tree.get("space")
+    if isinstance(space, dict):  # a list is short for choices
+        tree["space"] = {key: {"choices": value} if isinstance(value, list) else value for key, value in space.items()}
+    try:
+        return StudyFile.model_validate(tree)
+    except ValidationError as error:
+        raise _complaint(path, error) from error
+
+
+def _complaint(path: Path, error: ValidationError) -> UsageError:
+    """The first complaint of pydantic in one line, with the place it is about."""
+    first = error.errors()[0]
+    parts = {kind.__name__: kind for kind in (Range, Choices)}
+    *above, last = first["loc"]
+    if first["type"] == "extra_forbidden":
+        part = parts.get(str(above[-1]), StudyFile) if above else StudyFile
+        return UnknownNameError(f"key in {path}", str(last), part.model_fields)
+    place = ".".join(str(part) for part in first["loc"] if part not in parts)
+    if first["type"] == "value_error":
+        return UsageError(f"{path}: {place}: {first['msg'].removeprefix('Value error, ')}")
+    if first["type"] == "model_type":
+        return UsageError(f"{path}: {place}: expected a list of choices, or low and high, found {first['input']!r}")
+    found = "" if first["type"] == "missing" else f", found {first['input']!r}"
+    return UsageError(f"{path}: {place}: {first['msg'].lower()}{found}")
+
+
+def _parse(path: Path) -> Any:
+    try:
+        text = path.read_text()
+    except (OSError, UnicodeDecodeError) as error:
+        raise UsageError(f"{path}: cannot be read: {error}") from error
+    if len(text) > MAX_BYTES:
+        raise UsageError(f"{path}: {len(text)} bytes; a study file has at most {MAX_BYTES}")
+    yaml = YAML(typ="safe", pure=True)
+    try:
+        _check_tokens(path, yaml.scan(text))
+        return yaml.load(text)
+    except MarkedYAMLError as error:
+        line = error.problem_mark.line + 1 if error.problem_mark else 1
+        raise UsageError(f"{path}, line {line}: {str(error.problem).splitlines()[0]}") from error
+    except (YAMLError, RecursionError) as error:
+        raise UsageError(f"{path}: not readable as YAML: {type(error).__name__}") from error
+
+
+def _check_tokens(path: Path, tokens: Iterable[Any]) -> None:
+    """Refuse what can make a small file large or slow."""
+    depth = 0
+    for token in tokens:
+        depth += isinstance(token, _STARTS) - isinstance(token, _ENDS)
+        if isinstance(token, AliasToken | AnchorToken):
+            raise UsageError(f"{path}, line {token.start_mark.line + 1}: anchors and aliases are not taken")
+        if depth > MAX_DEPTH:
+            raise UsageError(f"{path}, line {token.start_mark.line + 1}: nested more than {MAX_DEPTH} deep")

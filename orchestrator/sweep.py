@@ -1,0 +1,492 @@
+"""The coordinator: asks the search for parameters, sends trials to slots, records what comes back, and decides.
+
+There is one a study, by its lease. Everything it knows is in the record, so that another can take its place at any
+moment: an epoch counts once it is recorded, a trial once its manifest is.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import os
+import shutil
+import signal
+import socket
+import sys
+import time
+from contextlib import ExitStack
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from orchestrator import compare, provenance, tables
+from orchestrator.errors import StoppedError, UnavailableError, UsageError
+from orchestrator.executors import EpochEnded, Event, Executor, Exported, ExportSpec, TrialEnded, TrialFailed, TrialSpec
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, visible_gpus
+from orchestrator.leases import Holding, Lease
+from orchestrator.mirror_process import MirrorProcess
+from orchestrator.pruning import PRUNERS
+from orchestrator.search import Search
+from orchestrator.store import Record
+from orchestrator.study import OBJECTIVE, Study, differences
+from orchestrator.tables import Reason, State
+from recipes.checkpoint import remove_generations
+from recipes.loop import choose_device
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+    from types import FrameType
+
+    from orchestrator.executors import Slot
+    from orchestrator.settings import Settings
+
+POLL_SECONDS = 0.5
+MIRROR_SECONDS = 60.0  # how long the end of a sweep waits for MLflow before it says "later"
+
+SHOW_CURSOR = b"\x1b[?25h"
+PROVENANCE = "provenance"  # key of a study's spec, beside the fields of `Study`
+
+
+class Monitor(Protocol):
+    """Who is told how a sweep goes: a live display, or lines of text."""
+
+    def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[tables.Trial]) -> None:
+        """A sweep begins; `trials` are those of earlier runs."""
+
+    def trial_started(self, trial: tables.Trial, slot: Slot, num_epochs_done: int) -> None:
+        """A trial begins or goes on."""
+
+    def epoch_ended(self, trial: tables.Trial, event: EpochEnded) -> None:
+        """A trial has one more epoch."""
+
+    def trial_ended(self, trial: tables.Trial) -> None:
+        """A trial ended, or waits again after a failure."""
+
+    def note(self, text: str) -> None:
+        """Something that a user wants to know."""
+
+    def tick(self) -> None:
+        """Time passed."""
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Outcome:
+    """How a call of `run` ended."""
+
+    study: tables.Study
+    was_complete: bool  # nothing was left to do
+    timed_out: bool
+    mirror_lag: int  # changes that the mirrors still lack
+
+
+def run(study: Study, settings: Settings, monitor: Monitor, *, resume: bool = False) -> Outcome:
+    """Bring a study to its number of trials, whatever an earlier process left of it.
+
+    Raises:
+        UsageError: the study exists with another identity.
+        HeldError: another process runs it.
+        FencedError: another process took it over while this one slept.
+        UnavailableError: disk full, or workers that do not start.
+        StoppedError: a signal; all that is finished is saved.
+    """
+    record = Record.open(settings.record_url, create=not resume)
+    try:
+        _check_identity(record.find_study(study.name), study)
+        with Holding(record, f"study:{study.name}") as lease, _Signals() as signals:
+            row = _write_study(record, lease, study)
+            return _Coordinator(study, row, settings, record, lease, monitor, signals).run()
+    finally:
+        record.close()
+
+
+def from_record(row: tables.Study) -> Study:
+    """The study that a row of the record describes."""
+    return Study.model_validate({key: value for key, value in row.spec.items() if key != PROVENANCE})
+
+
+def delete(settings: Settings, name: str) -> None:
+    """Remove a study's mirrored runs, its rows and its files, in that order, so that a crash leaves it deletable.
+
+    Raises:
+        UnknownNameError: no such study.
+        HeldError: it runs.
+    """
+    from orchestrator import mirror
+
+    record = Record.open(settings.record_url)
+    try:
+        row = record.study(name)
+        with Holding(record, f"study:{name}") as lease:
+            mirror.remove(settings, name)
+            record.delete_study(lease, row.id)
+            for folder in (settings.study_folder(name), settings.logs / name):
+                shutil.rmtree(folder, ignore_errors=True)
+    finally:
+        record.close()
+
+
+def _check_identity(row: tables.Study | None, study: Study) -> None:
+    if row is None or row.identity == study.identity:
+        return
+    lines = "; ".join(differences(row.identity, study.identity))
+    raise UsageError(f"study {study.name!r} exists and differs ({lines}); name another with study=NAME")
+
+
+def _write_study(record: Record, lease: Lease, study: Study) -> tables.Study:
+    """Create the study's row, or bring its budget up to date; the total never falls below what is there."""
+    spec = study.model_dump(mode="json")
+    row = record.find_study(study.name)
+    if row is None:
+        return record.create_study(
+            lease,
+            tables.Study(
+                name=study.name,
+                recipe=study.recipe,
+                data=study.data,
+                spec={**spec, PROVENANCE: provenance.collect(study)},
+                identity=study.identity,
+                created_at=time.time(),
+            ),
+        )
+    _check_identity(row, study)  # it may have been written while we waited for the lease
+    if from_record(row) != study:
+        record.update_study(lease, row.id, {**spec, PROVENANCE: row.spec[PROVENANCE]})
+    return record.study(study.name)
+
+
+class _Signals:
+    """Remembers SIGINT and SIGTERM; a second SIGINT ends the process and its children at once."""
+
+    def __init__(self) -> None:
+        self.received: signal.Signals | None = None
+        self.at_second: list[Any] = []  # called before leaving in a hurry
+
+    def __enter__(self) -> _Signals:
+        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self._former.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: FrameType | None) -> None:
+        del frame
+        if self.received is not None:
+            for end in self.at_second:
+                end()
+            if sys.stdout.isatty():
+                os.write(sys.stdout.fileno(), SHOW_CURSOR)  # the live display hid it
+            os._exit(128 + number)  # the next run finds the lease's holder gone, and its trials still running
+        self.received = signal.Signals(number)
+
+
+class _Coordinator:
+    """One run of a study under its lease."""
+
+    def __init__(
+        self,
+        study: Study,
+        row: tables.Study,
+        settings: Settings,
+        record: Record,
+        lease: Lease,
+        monitor: Monitor,
+        signals: _Signals,
+    ) -> None:
+        self._study, self._row, self._settings = study, row, settings
+        self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
+        self._pruner = PRUNERS[study.budget.pruner]
+        self._search = Search(study.space, study.budget.sampler, study.seed)
+        self._trials: dict[int, tables.Trial] = {}
+        self._epochs: dict[int, list[tables.Epoch]] = {}
+        self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value
+        self._deadline = time.monotonic() + study.budget.timeout_seconds if study.budget.timeout_seconds else None
+
+    def run(self) -> Outcome:
+        """Train what is missing, export the leaders, and let the mirrors catch up."""
+        self._take_up()
+        if self._is_complete() and not self._missing_exports():
+            return self._outcome(was_complete=True, lag=0)
+        with ExitStack() as stack:
+            stack.callback(self._let_go)
+            executor = self._start_executor()
+            stack.callback(executor.close)
+            self._signals.at_second.append(executor.close)
+            mirror = stack.enter_context(MirrorProcess(self._study.name, self._settings, self._monitor))
+            self._signals.at_second.append(mirror.kill)
+            self._monitor.started(self._study, executor.slots, list(self._trials.values()))
+            self._train(executor, mirror)
+            self._export(executor, mirror)
+            return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
+
+    # -- what there is
+
+    def _take_up(self) -> None:
+        left = self._record.requeue_running(self._lease, self._row.id)
+        if left:
+            self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
+        self._trials = {trial.number: trial for trial in self._record.trials(self._row.id)}
+        self._epochs = self._record.epochs(self._row.id)
+        for number, epochs in self._epochs.items():
+            for epoch in epochs:
+                self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[OBJECTIVE]
+        self._search.restore(list(self._trials.values()), self._epochs)
+
+    def _let_go(self) -> None:
+        """At the end of a run that was cut short, say of its running trials that they wait."""
+        with contextlib.suppress(UnavailableError):  # if it cannot be written now, the next run does it
+            self._record.requeue_running(self._lease, self._row.id)
+
+    def _is_complete(self) -> bool:
+        return len(self._trials) >= self._study.budget.trials and all(t.state.finished for t in self._trials.values())
+
+    def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
+        return Outcome(study=self._row, was_complete=was_complete, timed_out=not self._is_complete(), mirror_lag=lag)
+
+    def _start_executor(self) -> Executor:
+        if self._study.budget.executor == "inline":
+            return InlineExecutor(threads=num_cores())
+        gpus = visible_gpus(str(self._study.fixed.get("device", "auto")))
+        num_ended = sum(trial.state.finished for trial in self._trials.values())
+        num_left = max(1, self._study.budget.trials - num_ended)  # 1: there may be an export to do
+        slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left)
+        return LocalExecutor(slots, self._settings.logs / self._study.name)
+
+    # -- training
+
+    def _train(self, executor: Executor, mirror: MirrorProcess) -> None:
+        while not self._is_complete():
+            if self._deadline is not None and time.monotonic() >= self._deadline:
+                self._monitor.note("time is up; what is not finished waits for the next run")
+                return
+            self._fill(executor)
+            for event in self._events(executor, mirror):
+                self._handle(event, executor)
+
+    def _events(self, executor: Executor, mirror: MirrorProcess) -> list[Event]:
+        """The next events; a signal ends the run here, between two transactions."""
+        events = executor.events(POLL_SECONDS)
+        if self._signals.received is not None:
+            raise _stopped(self._signals.received, self._study.name)
+        mirror.keep_alive()
+        self._monitor.tick()
+        return events
+
+    def _fill(self, executor: Executor) -> None:
+        """Send trials to free slots: first those that wait, then new ones."""
+        for slot in executor.free_slots():
+            waiting = [trial for trial in self._trials.values() if trial.state is State.WAITING]
+            if waiting:
+                self._submit(waiting[0], slot, executor)
+            elif len(self._trials) < self._study.budget.trials:
+                self._submit(self._new_trial(slot), slot, executor)
+
+    def _new_trial(self, slot: Slot) -> tables.Trial:
+        params = self._search.ask(len(self._trials))
+        config = self._study.config(params)
+        trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
+        self._trials[trial.number] = trial
+        return trial
+
+    def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
+        worker = f"{socket.gethostname()}/{slot.name}"
+        attempt = self._record.start_attempt(self._lease, trial, worker, _device(trial.config, slot))
+        self._refresh(trial.number)
+        earlier = [self._folder(trial.number, number) for number in range(attempt.number - 1, 0, -1)]
+        recorded = self._epochs.get(trial.number, [])
+        spec = TrialSpec(
+            study=self._study.name,
+            trial=trial.number,
+            attempt=attempt.number,
+            recipe=self._study.recipe,
+            config=_placed(trial.config, slot),
+            folder=self._folder(trial.number, attempt.number),
+            earlier_folders=tuple(earlier),
+            num_recorded_epochs=len(recorded),
+            decision_epochs=self._pruner.decision_epochs(trial.number, self._max_epochs(trial)),
+            threads=trial.threads,
+        )
+        executor.submit(spec, slot)
+        self._monitor.trial_started(trial, slot, len(recorded))
+
+    def _folder(self, trial: int, attempt: int) -> str:
+        return str(self._settings.attempt_folder(self._study.name, trial, attempt))
+
+    def _max_epochs(self, trial: tables.Trial) -> int:
+        return int(trial.config.get("epochs", self._study.max_epochs))
+
+    def _refresh(self, number: int) -> tables.Trial:
+        trial = self._record.trial(self._row.id, number)
+        assert trial is not None, f"trial {number} is in the record"
+        self._trials[number] = trial
+        return trial
+
+    # -- events
+
+    def _handle(self, event: Event, executor: Executor) -> None:
+        match event:
+            case EpochEnded():
+                self._epoch_ended(event, executor)
+            case TrialEnded():
+                self._trial_ended(event)
+            case TrialFailed():
+                self._trial_failed(event)
+            case Exported():
+                raise AssertionError("nothing is exported while trials run")
+
+    def _epoch_ended(self, event: EpochEnded, executor: Executor) -> None:
+        trial = self._trials[event.trial]
+        recorded = self._epochs.setdefault(event.trial, [])
+        if event.number > len(recorded):
+            epoch = tables.Epoch(
+                trial_id=trial.id,
+                number=event.number,
+                attempt=event.attempt,
+                metrics=event.metrics,
+                seconds=event.seconds,
+                recorded_at=time.time(),
+            )
+            self._record.add_epochs(self._lease, trial, [epoch])
+            recorded.append(epoch)
+            self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[OBJECTIVE]
+            self._monitor.epoch_ended(trial, event)
+        max_epochs = self._max_epochs(trial)
+        if event.number in self._pruner.decision_epochs(event.trial, max_epochs):
+            goes_on = self._pruner.goes_on(event.trial, max_epochs, self._rungs[event.number])
+            executor.decide(event.trial, "go" if goes_on else "stop")
+
+    def _trial_ended(self, event: TrialEnded) -> None:
+        trial, epochs = self._trials[event.trial], self._epochs.get(event.trial, [])
+        best = compare.best_epoch(epochs)
+        if best is None:
+            self._trial_failed(
+                TrialFailed(
+                    trial=event.trial, attempt=event.attempt, reason=Reason.ERROR, message="the recipe gave no epoch"
+                )
+            )
+            return
+        self._record.end_attempt(
+            self._lease,
+            trial,
+            event.attempt,
+            State.PRUNED if event.stopped else State.COMPLETE,
+            manifest=event.manifest,
+            value=best.metrics[OBJECTIVE],
+            best_epoch=best.number,
+        )
+        self._drop_checkpoints(event)
+        self._told(event.trial)
+
+    def _drop_checkpoints(self, event: TrialEnded) -> None:
+        """Free what only a resume would have needed, now that the result is recorded."""
+        remove_generations(Path(self._folder(event.trial, event.attempt)))
+        for number in range(1, event.attempt):
+            shutil.rmtree(self._folder(event.trial, number), ignore_errors=True)
+
+    def _trial_failed(self, event: TrialFailed) -> None:
+        trial = self._trials[event.trial]
+        final = not event.disk_full and not self._has_retry(trial, event.reason)
+        self._record.end_attempt(
+            self._lease,
+            trial,
+            event.attempt,
+            State.FAILED,
+            trial_state=None if final else State.WAITING,
+            reason=Reason.INTERRUPTED if event.disk_full else event.reason,
+            message=event.message,
+            traceback=event.traceback or None,
+        )
+        if event.disk_full:
+            raise UnavailableError(
+                f"no space left for a checkpoint of trial {event.trial}; free some in {self._settings.home}, "
+                f"then `orch resume {self._study.name}`"
+            )
+        if final:
+            self._told(event.trial)
+        else:
+            self._monitor.note(f"trial {event.trial}: {event.message}; it waits for another attempt")
+            self._monitor.trial_ended(self._refresh(event.trial))
+
+    def _has_retry(self, trial: tables.Trial, reason: Reason) -> bool:
+        """Whether the trial may be tried again: what memory and mathematics refuse, they refuse again."""
+        if reason in {Reason.OOM, Reason.DIVERGED}:
+            return False
+        spent = sum(attempt.reason in {Reason.ERROR, Reason.LOST} for attempt in self._record.attempts(trial.id))
+        return spent < self._study.budget.retries
+
+    def _told(self, number: int) -> None:
+        trial = self._refresh(number)
+        self._search.tell(trial, self._epochs.get(number, []))
+        self._monitor.trial_ended(trial)
+
+    # -- exports
+
+    def _missing_exports(self) -> list[tables.Trial]:
+        leaders = compare.ranked(self._trials.values(), self._epochs)[: self._study.budget.num_exports]
+        tried = self._record.exports(self._row.id, failed=True)
+        return [trial for trial in leaders if trial.number not in tried]
+
+    def _export(self, executor: Executor, mirror: MirrorProcess) -> None:
+        """Export the leaders on the slots that training left; a model that cannot be exported is only a note."""
+        queue = self._missing_exports() if self._is_complete() else []
+        if queue:
+            self._monitor.note(f"exporting {len(queue)} leader(s) to ONNX")
+        losses = 0
+        pending = {trial.number for trial in queue}
+        while pending:
+            for slot in executor.free_slots()[: len(queue)]:
+                executor.submit(self._export_spec(queue.pop(0)), slot)
+            for event in self._events(executor, mirror):
+                if isinstance(event, TrialFailed) and losses < self._study.budget.retries:
+                    losses += 1
+                    queue.append(self._trials[event.trial])
+                    continue
+                pending.discard(event.trial)
+                self._exported(event)
+
+    def _export_spec(self, trial: tables.Trial) -> ExportSpec:
+        attempt = self._record.attempts(trial.id)[-1].number
+        return ExportSpec(
+            study=self._study.name,
+            trial=trial.number,
+            attempt=attempt,
+            recipe=self._study.recipe,
+            config=trial.config,
+            folder=self._folder(trial.number, attempt),
+        )
+
+    def _exported(self, event: Event) -> None:
+        trial = self._trials[event.trial]
+        if isinstance(event, TrialFailed):  # its worker was lost; the next run tries again
+            self._monitor.note(f"trial {event.trial} was not exported: {event.message}")
+            return
+        assert isinstance(event, Exported), "only exports are under way"
+        if event.error:
+            self._monitor.note(f"trial {event.trial} was not exported: {event.error}")
+        file = self._settings.attempt_folder(self._study.name, event.trial, event.attempt) / event.file
+        export = tables.Export(
+            trial_id=trial.id,
+            file=str(file.relative_to(self._settings.home)),
+            sha256=event.sha256,
+            size_bytes=event.size_bytes,
+            max_difference=event.max_difference,
+            error=event.error or None,
+            recorded_at=time.time(),
+        )
+        self._record.add_export(self._lease, trial, export)
+
+
+def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
+    """The configuration as a slot runs it: a worker sees no GPU but its own."""
+    return {**config, "device": "cuda"} if slot.devices and "device" in config else config
+
+
+def _device(config: dict[str, Any], slot: Slot) -> str:
+    """What a trial trains on, by the name that the whole machine knows it by."""
+    return f"cuda:{slot.devices[0]}" if slot.devices else choose_device(str(config.get("device", "auto"))).type
+
+
+def _stopped(received: signal.Signals, study: str) -> StoppedError:
+    error = StoppedError(f"stopped; all finished epochs are saved. Go on with `orch resume {study}`")
+    error.exit_code = 128 + received
+    return error

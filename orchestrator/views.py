@@ -1,0 +1,123 @@
+"""What the command line shows of the record, put together: one trial in full, and the end of a sweep."""
+
+from __future__ import annotations
+
+import shlex
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import select
+
+from orchestrator import compare
+from orchestrator.errors import UnknownNameError, UsageError
+from orchestrator.tables import MirrorRun, Reason, State, Study
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
+    from orchestrator.store import Record
+    from orchestrator.sweep import Outcome
+
+
+@dataclass(frozen=True, kw_only=True)
+class Summary:
+    """A study at the end of a run: its leaderboard and what to say below it."""
+
+    study: str
+    rows: list[dict[str, Any]]
+    folder: str  # of the winner's files; empty without a winner
+    max_difference: float | None  # of the winner's ONNX file
+    num_broken: int  # trials that failed by an error or lost their worker for good
+
+    def lines(self, outcome: Outcome) -> list[str]:
+        """The winner, where its files are, what is missing, and what to type next."""
+        lines, name = [], shlex.quote(self.study)
+        winner = self.rows[0] if self.folder else None
+        if winner:
+            lines.append(f"winner    trial {winner['trial']}, val_accuracy {winner['value']:.4f}")
+            lines.append(f"files     {self.folder}")
+        if self.max_difference is not None:
+            lines.append(f"ONNX      differs from PyTorch by at most {self.max_difference:.1e}")
+        if self.num_broken:
+            lines.append(f"failed    {self.num_broken} trial(s); the reason of one: orch show {name}/NUMBER")
+        if outcome.mirror_lag:
+            lines.append(f"mirrors   are behind the record; bring them up with: orch sync {name}")
+        if outcome.timed_out:
+            lines.append(f"next      orch resume {name}")
+        elif winner:
+            lines.append(f"next      orch ui  ·  orch promote {name}")
+        return lines
+
+
+def summarise(record: Record, settings: Settings, study: Study) -> Summary:
+    """Read what the end of a run shows."""
+    trials, epochs = record.trials(study.id), record.epochs(study.id)
+    leaders = compare.ranked(trials, epochs)
+    export = record.exports(study.id).get(leaders[0].number) if leaders else None
+    return Summary(
+        study=study.name,
+        rows=compare.leaderboard(trials, epochs, record.run_ids(study.id)),
+        folder=_last_folder(record, settings, study, leaders[0].number) if leaders else "",
+        max_difference=export.max_difference if export else None,
+        num_broken=sum(t.state is State.FAILED and t.reason in {Reason.ERROR, Reason.LOST} for t in trials),
+    )
+
+
+def find_trial(record: Record, reference: str) -> tuple[Study, int]:
+    """The study and number of `NUMBER` (of the newest study), `STUDY/NUMBER` or an MLflow run id.
+
+    Raises:
+        UsageError: there is no such trial.
+    """
+    name, _, number = reference.rpartition("/")
+    if number.isdecimal():
+        study = record.study(name) if name else record.newest_study()
+        numbers = [str(trial.number) for trial in record.trials(study.id)]
+        if str(int(number)) not in numbers:
+            raise UnknownNameError(f"trial of {study.name}", number, numbers)
+        return study, int(number)
+    with record.read() as session:
+        run = session.scalar(select(MirrorRun).where(MirrorRun.run_id == reference, MirrorRun.trial >= 0))
+        if run is None:
+            raise UsageError(f"unknown trial {reference!r}; expected NUMBER, STUDY/NUMBER or an MLflow run id")
+        return session.get_one(Study, run.study_id), run.trial
+
+
+def trial_details(record: Record, settings: Settings, study: Study, number: int) -> dict[str, Any]:
+    """Everything that the record holds of one trial."""
+    trial = record.trial(study.id, number)
+    assert trial is not None, "find_trial found it"
+    attempts = record.attempts(trial.id)
+    export = record.exports(study.id, failed=True).get(number)
+    return {
+        "study": study.name,
+        "trial": number,
+        "state": trial.state.value,
+        "reason": trial.reason.value if trial.reason else None,
+        "message": trial.message,
+        "traceback": next((attempt.traceback for attempt in reversed(attempts) if attempt.traceback), None),
+        "value": trial.value,
+        "best_epoch": trial.best_epoch,
+        "threads": trial.threads,
+        "run_id": record.run_ids(study.id).get(number),
+        "folder": _last_folder(record, settings, study, number),
+        "config": trial.config,
+        "attempts": [
+            {"number": a.number, "worker": a.worker, "state": a.state.value, "reason": a.reason and a.reason.value}
+            for a in attempts
+        ],
+        "epochs": [
+            {"number": epoch.number, "metrics": epoch.metrics, "seconds": epoch.seconds, "attempt": epoch.attempt}
+            for epoch in record.epochs(study.id).get(number, [])
+        ],
+        "files": dict((attempts[-1].manifest if attempts else None) or {}),
+        "onnx": {"sha256": export.sha256, "max_difference": export.max_difference, "error": export.error}
+        if export
+        else None,
+    }
+
+
+def _last_folder(record: Record, settings: Settings, study: Study, number: int) -> str:
+    trial = record.trial(study.id, number)
+    assert trial is not None, f"trial {number} is in the record"
+    attempts = record.attempts(trial.id)
+    return str(settings.attempt_folder(study.name, number, attempts[-1].number)) if attempts else ""

@@ -1,0 +1,249 @@
+"""One slot in a process of its own: jobs in, events out. `python -m orchestrator.worker FD`.
+
+It knows neither Optuna nor MLflow nor the record. Its environment (devices, threads) is set by who starts it, before
+torch is imported; its output goes to a log file.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import functools
+import hashlib
+import importlib
+import json
+import logging
+import math
+import queue
+import sys
+import traceback
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+import recipes
+from orchestrator.executors import (
+    Decision,
+    EpochEnded,
+    Event,
+    Exported,
+    ExportSpec,
+    Job,
+    TrialEnded,
+    TrialFailed,
+    TrialSpec,
+    decode,
+    encode,
+)
+from orchestrator.processes import Channel, serve_parent
+from orchestrator.tables import Reason
+from recipes import data
+from recipes.checkpoint import BEST, finish, is_checkpoint, read_history, write_file
+from recipes.config import DatasetConfig, make
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+    from concurrent.futures import Future
+
+    from recipes.loop import Epoch
+
+MANIFEST_FILE = "manifest.json"
+ONNX_FILE = "model.onnx"
+NUM_PARITY_IMAGES = 64
+REQUIRED_METRICS = ("val_accuracy", "val_loss")  # by which trials and epochs are ranked
+
+log = logging.getLogger(__name__)
+
+
+class Port(Protocol):
+    """A job's way to who sent it."""
+
+    def send(self, event: Event) -> None:
+        """Report an event; may be called from any thread."""
+
+    def decision(self) -> Decision:
+        """Wait for the answer at a decision epoch."""
+
+
+def run(job: Job, port: Port) -> None:
+    """Do a job and report all that happens, its failure too."""
+    if isinstance(job, ExportSpec):
+        port.send(_export(job))
+        return
+    try:
+        port.send(_train(job, port))
+    except BaseException as error:  # sys.exit() in a recipe ends its trial, not the worker
+        log.warning("trial %d failed", job.trial, exc_info=True)
+        port.send(_failure(job, error))
+
+
+def _train(spec: TrialSpec, port: Port) -> TrialEnded:
+    import torch
+
+    from recipes.loop import Attempt
+
+    torch.set_num_threads(spec.threads)
+    recipe = recipes.load(spec.recipe)
+    config = make(recipe.config_type, spec.config)
+    folder = Path(spec.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    resume_from, trained = _resume_point(spec)
+    for epoch in _untold(spec, trained):
+        event = _ended(spec, **epoch)
+        port.send(event)
+        if event.number in spec.decision_epochs and port.decision() == "stop":
+            finish(folder, resume_from)
+            return TrialEnded(trial=spec.trial, attempt=spec.attempt, stopped=True, manifest=_write_manifest(folder))
+    with contextlib.closing(recipe.module.train(config, Attempt(folder=folder, resume_from=resume_from))) as training:
+        stopped = _follow(spec, training, port)
+    return TrialEnded(trial=spec.trial, attempt=spec.attempt, stopped=stopped, manifest=_write_manifest(folder))
+
+
+def _resume_point(spec: TrialSpec) -> tuple[Path | None, list[dict[str, Any]]]:
+    """The newest earlier attempt that left a whole checkpoint, and the epochs that it holds."""
+    for folder in map(Path, spec.earlier_folders):
+        if history := read_history(folder):
+            return folder, history
+    return None, []
+
+
+def _untold(spec: TrialSpec, trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Trained epochs that the coordinator died before it recorded, or before it decided upon."""
+    last = spec.num_recorded_epochs
+    return trained[last - 1 if last in spec.decision_epochs else last :]
+
+
+def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> bool:
+    """Report epochs as their checkpoints become durable; whether the trial was told to stop."""
+    for epoch in training:
+        event = _ended(spec, epoch.number, epoch.metrics, epoch.seconds)
+        decides = epoch.number in spec.decision_epochs
+        if epoch.saved is None:
+            port.send(event)
+        elif decides:
+            epoch.saved.result()
+            port.send(event)
+        else:  # the next epoch trains while this one is written
+            epoch.saved.add_done_callback(functools.partial(_send_saved, port.send, event))
+        if decides and port.decision() == "stop":
+            return True
+    return False
+
+
+def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]) -> None:
+    if saved.exception() is None:  # else the training loop raises it
+        send(event)
+
+
+def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: float, **_: object) -> EpochEnded:
+    from recipes.loop import DivergedError
+
+    if missing := [name for name in REQUIRED_METRICS if name not in metrics]:
+        raise ValueError(f"epoch {number} has no {' and no '.join(missing)}; a recipe's epochs must have them")
+    for name, value in metrics.items():
+        if not math.isfinite(value):
+            raise DivergedError(f"{name} is {value} in epoch {number}")
+    return EpochEnded(trial=spec.trial, attempt=spec.attempt, number=number, metrics=metrics, seconds=seconds)
+
+
+def _write_manifest(folder: Path) -> dict[str, str]:
+    """Write names and SHA-256 of all files but checkpoints, which go once the coordinator has the result."""
+    files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_checkpoint(path))
+    manifest = {str(path.relative_to(folder)): _sha256(path) for path in files}
+    write_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
+    return manifest
+
+
+def _sha256(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def _failure(spec: TrialSpec, error: BaseException) -> TrialFailed:
+    lines = str(error).strip().splitlines()
+    return TrialFailed(
+        trial=spec.trial,
+        attempt=spec.attempt,
+        reason=_reason(error),
+        message=f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
+        traceback=traceback.format_exc(),
+        disk_full=isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT},
+    )
+
+
+def _reason(error: BaseException) -> Reason:
+    import torch
+
+    from recipes.loop import DivergedError
+
+    if isinstance(error, DivergedError):
+        return Reason.DIVERGED
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        torch.cuda.empty_cache()
+        return Reason.OOM
+    return Reason.ERROR
+
+
+def _export(spec: ExportSpec) -> Exported:
+    """Write the ONNX file of an attempt's best weights and compare it with PyTorch on validation images."""
+    try:
+        from recipes.export import export_onnx, parity
+        from recipes.loop import restore_model
+
+        folder = Path(spec.folder)
+        model, info, metadata = restore_model(recipes.load(spec.recipe), folder / BEST)
+        path = folder / ONNX_FILE
+        about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
+        export_onnx(model, info, path, about)
+        images = data.load(DatasetConfig(data=spec.config["data"], split_seed=spec.config["split_seed"])).val.images
+        pictures = [image.permute(1, 2, 0).numpy() for image in images[:NUM_PARITY_IMAGES]]
+        return Exported(
+            trial=spec.trial,
+            attempt=spec.attempt,
+            file=ONNX_FILE,
+            sha256=_sha256(path),
+            size_bytes=path.stat().st_size,
+            max_difference=parity(model, info, path, pictures),
+        )
+    except Exception as error:  # whatever a recipe's model does to the exporter, the trial's result stands
+        log.warning("trial %d was not exported", spec.trial, exc_info=True)
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        return Exported(trial=spec.trial, attempt=spec.attempt, error=f"{type(error).__name__}: {first}")
+
+
+class _ProcessPort:
+    """The port of a worker process: events go over its channel, decisions come from a queue."""
+
+    def __init__(self, channel: Channel) -> None:
+        self._channel = channel
+        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+        self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
+
+    def receive(self, message: dict[str, Any]) -> None:
+        """Sort a message of the parent."""
+        if "decision" in message:
+            self._decisions.put(message["decision"])
+        else:
+            self.jobs.put(decode(message))
+
+    def send(self, event: Event) -> None:
+        """Report an event."""
+        self._channel.send(encode(event))
+
+    def decision(self) -> Decision:
+        """Wait for the parent's answer."""
+        return self._decisions.get()
+
+
+def main() -> None:
+    """Do jobs until the parent ends."""
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    channel = Channel.inherited(int(sys.argv[-1]))
+    port = _ProcessPort(channel)
+    serve_parent(channel, port.receive)
+    importlib.import_module("recipes.loop")  # torch, before the first job asks for it
+    while True:
+        run(port.jobs.get(), port)
+
+
+if __name__ == "__main__":
+    main()

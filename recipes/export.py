@@ -1,0 +1,194 @@
+"""A trained model as one ONNX file that takes decoded images, and the proof that it answers as PyTorch does.
+
+The file takes `images` (B, H, W, C) uint8 with B, H and W free, resizes and normalises them itself, and gives `logits`
+and `probabilities` (B, K) float32. Its metadata hold `class_names` as a JSON list, beside what the caller adds.
+"""
+
+from __future__ import annotations
+
+import copy
+import json
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import interpolate
+
+from recipes.files import write_whole
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator, Mapping, Sequence
+    from pathlib import Path
+
+    import onnxruntime  # type: ignore[import-untyped]
+    from google.protobuf.message import Message  # type: ignore[import-untyped]
+    from numpy.typing import NDArray
+    from onnx import ModelProto, TensorProto
+
+    from recipes.data import ImageInfo
+
+OUTPUTS = ("logits", "probabilities")
+PARITY_BATCH_SIZES = (1, 3, 17)
+# Protobuf can't write more; what is left of 2 GiB is for the graph.
+MAX_BYTES = 2**31 - 2**24
+
+
+class ExportError(ValueError):
+    """A model that can't be one ONNX file, or a file that is not one."""
+
+
+class Deployed(nn.Module):
+    """A model behind its resizing and normalisation: images (B, H, W, C) uint8 to logits and probabilities (B, K)."""
+
+    mean: Tensor
+    scale: Tensor
+
+    def __init__(self, model: nn.Module, info: ImageInfo) -> None:
+        super().__init__()
+        self.model = model
+        self._size = (info.height, info.width)
+        self.register_buffer("mean", torch.tensor(info.mean).view(-1, 1, 1) * 255)
+        self.register_buffer("scale", 1 / (torch.tensor(info.std).view(-1, 1, 1) * 255))
+
+    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
+        """Images (B, H, W, C) uint8 to logits and probabilities (B, K)."""
+        x = images.permute(0, 3, 1, 2).float()
+        x = interpolate(x, self._size, mode="bilinear", antialias=True)
+        logits = self.model((x - self.mean) * self.scale)
+        return logits, logits.softmax(1)
+
+
+def export_onnx(model: nn.Module, info: ImageInfo, path: Path, metadata: Mapping[str, str]) -> None:
+    """Write the model, which stays as it is, to `path`: one whole file or none.
+
+    Raises:
+        ExportError: torch can't export the model, or it is too large for one file.
+        OSError: the file can't be written.
+    """
+    import onnx
+
+    size = sum(tensor.nbytes for tensor in model.state_dict().values())
+    if size > MAX_BYTES:
+        raise ExportError(f"the model's {size:,} bytes are more than the {MAX_BYTES:,} of one ONNX file")
+    exported = _exported(_deployed(model, info), info)
+    _drop_notes(exported)
+    onnx.helper.set_model_props(exported, {**metadata, "class_names": json.dumps(info.class_names)})
+    write_whole(path, exported.SerializeToString())
+
+
+def parity(model: nn.Module, info: ImageInfo, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
+    """The largest difference of an output of the file from PyTorch's, on several batches and sizes of these images.
+
+    `images` are decoded files, each (H, W, C); NaN if an output is.
+
+    Raises:
+        ExportError: `path` is not one whole ONNX file, or does not take every batch and size.
+    """
+    session = _session(path)
+    deployed = _deployed(model, info)
+    sizes = {images[0].shape[:2], (info.height, info.width), (2 * info.height + 1, 3 * info.width)}
+    differences: list[np.float32] = []
+    for batch in _batches(images, sorted(sizes)):
+        with torch.inference_mode():
+            expected = deployed(torch.from_numpy(batch))
+        found = _run(session, batch)
+        differences += [np.abs(mine - theirs.numpy()).max() for mine, theirs in zip(found, expected, strict=True)]
+    return float(np.max(differences))
+
+
+def check_one_file(path: Path) -> None:
+    """Do nothing if `path` is an ONNX file with all of its tensors inside; nothing that it names is opened.
+
+    Raises:
+        ExportError: it is missing, broken, or keeps tensors in other files.
+    """
+    import onnx
+    from google.protobuf.message import DecodeError
+
+    try:
+        model: ModelProto = onnx.load(path, load_external_data=False)
+    except (OSError, DecodeError) as error:
+        raise ExportError(f"{path} is not an ONNX file: {error}") from error
+    if not model.graph.output:
+        raise ExportError(f"{path} is not an ONNX file: it has no outputs")
+    for tensor in _tensors(model):
+        if tensor.external_data or tensor.data_location == onnx.TensorProto.EXTERNAL:
+            raise ExportError(f"{path} keeps {tensor.name!r} in another file; only single files are read")
+
+
+def _deployed(model: nn.Module, info: ImageInfo) -> Deployed:
+    """A copy to run on the CPU."""
+    return Deployed(copy.deepcopy(model).cpu(), info).eval().requires_grad_(False)
+
+
+def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
+    # Neither one image nor the model's own size: torch takes a 1, or two equal sizes, for fixed.
+    example = torch.zeros(2, info.height + 3, info.width + 5, info.channels, dtype=torch.uint8)
+    free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    try:
+        program = torch.onnx.export(
+            deployed,
+            (example,),
+            input_names=["images"],
+            output_names=list(OUTPUTS),
+            dynamic_shapes=(free,),
+            dynamo=True,
+            external_data=False,
+            verbose=False,
+        )
+    except torch.onnx.OnnxExporterError as error:
+        # The error itself is a page of advice; its cause says what is wrong with the model.
+        reason = str(error.__cause__ or error).strip().splitlines()[0]
+        raise ExportError(f"torch can't export the model: {reason}") from error
+    assert program is not None
+    return program.model_proto
+
+
+def _drop_notes(model: ModelProto) -> None:
+    """Take out what the exporter notes on each node of the code that it came from: a third of a small file."""
+    for noted in (model.graph, *model.graph.node, *model.graph.value_info, *model.graph.input, *model.graph.output):
+        noted.ClearField("metadata_props")
+
+
+def _session(path: Path) -> onnxruntime.InferenceSession:
+    import onnxruntime
+
+    check_one_file(path)
+    try:
+        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
+    except Exception as error:  # onnxruntime's exceptions have no common base
+        raise ExportError(f"onnxruntime can't load {path}: {error}") from error
+
+
+def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+    try:
+        return list(session.run(list(OUTPUTS), {"images": batch}))
+    except Exception as error:
+        raise ExportError(f"the exported model fails on images {batch.shape}: {error}") from error
+
+
+def _batches(images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:
+    """Batches (B, H, W, C) of these sizes, of the images' own pixels."""
+    for height, width in sizes:
+        for batch_size in PARITY_BATCH_SIZES:
+            yield np.stack([_resampled(images[i % len(images)], height, width) for i in range(batch_size)])
+
+
+def _resampled(image: NDArray[np.uint8], height: int, width: int) -> NDArray[np.uint8]:
+    """The image (H, W, C) at another size, by its nearest pixels."""
+    rows = np.arange(height) * image.shape[0] // height
+    columns = np.arange(width) * image.shape[1] // width
+    return np.asarray(image[rows[:, None], columns])
+
+
+def _tensors(message: Message) -> Iterator[TensorProto]:
+    """Every tensor of a model, in subgraphs, attributes and functions too."""
+    from onnx import TensorProto
+
+    if isinstance(message, TensorProto):
+        yield message
+    for field, value in message.ListFields():
+        if field.type == field.TYPE_MESSAGE:
+            for part in value if field.is_repeated else (value,):
+                yield from _tensors(part)

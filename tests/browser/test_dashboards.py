@@ -1,0 +1,138 @@
+"""What a user sees of `orch ui`, in a real browser."""
+
+from __future__ import annotations
+
+import signal
+from typing import TYPE_CHECKING
+
+import pytest
+from mlflow import MlflowClient
+from PIL import Image
+from playwright.sync_api import expect, sync_playwright
+
+from orchestrator.settings import HOME_VARIABLE, Settings
+from tests.conftest import require
+from tests.support.orch import Orch
+from tests.support.ports import free_ports
+from tests.support.trained import STRONG, WEAK, add_study
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+    from pathlib import Path
+
+    from playwright.sync_api import Dialog, Page, Request, Response
+
+pytestmark = pytest.mark.slow
+
+STUDY = "cnn-digits"
+HOSTILE = "<img src=x onerror=alert(1)>"
+PATIENCE_MS = 60_000
+# MLflow asks itself who is logged in, which is nobody, and takes the 404 for an answer.
+HARMLESS = "/mlflow/users/current"
+
+
+@pytest.fixture(scope="module")
+def orch(tmp_path_factory: pytest.TempPathFactory) -> Orch:
+    """A state folder with two studies, one of them with a name made of HTML."""
+    orch = Orch(tmp_path_factory.mktemp("browser"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(orch.home))
+        settings = Settings.from_environment()
+        add_study(settings, [WEAK, {**STRONG, "lr": 5e-3}, STRONG], export=False)
+        add_study(settings, [WEAK], name=HOSTILE, export=False)
+    return orch
+
+
+@pytest.fixture(scope="module")
+def ports(orch: Orch) -> Iterator[list[int]]:
+    """The ports of a running `orch ui`, which SIGTERM ends well."""
+    require("chromium")
+    first = free_ports(3)
+    with orch.running("ui", "--port", str(first)) as process:
+        assert "Ctrl-C" in [process.stdout.readline() for _ in range(4)][-1]
+        yield [first, first + 1, first + 2]
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(15) == 0
+
+
+@pytest.fixture
+def page() -> Iterator[Page]:
+    """A page of Debian's chromium on which no dialog opens, nothing fails and nothing but loopback is asked."""
+    chromium = require("chromium")
+    wrong: list[str] = []
+
+    def answered(answer: Response) -> None:
+        if answer.status >= 400 and not answer.url.endswith(HARMLESS):
+            wrong.append(f"{answer.status} {answer.url}")
+
+    def asked(request: Request) -> None:
+        if "//127.0.0.1:" not in request.url:
+            wrong.append(f"request {request.url}")
+
+    def opened(dialog: Dialog) -> None:
+        wrong.append(f"dialog {dialog.message}")
+        dialog.dismiss()
+
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1600, "height": 900})
+        page.set_default_timeout(PATIENCE_MS)
+        page.on("dialog", opened)
+        page.on("pageerror", lambda error: wrong.append(f"exception {error}"))
+        page.on("response", answered)
+        page.on("request", asked)
+        yield page
+        browser.close()
+    assert wrong == []
+
+
+def experiment_address(orch: Orch, port: int, name: str) -> str:
+    client = MlflowClient(f"sqlite:///{orch.home / 'mlflow.db'}")
+    return f"http://127.0.0.1:{port}/#/experiments/{client.get_experiment_by_name(name).experiment_id}/runs"
+
+
+def test_mlflow_lists_the_trials_of_a_study_and_compares_two(orch: Orch, ports: list[int], page: Page, tmp_path: Path):
+    page.goto(experiment_address(orch, ports[0], STUDY))
+    runs = page.locator(".ag-pinned-left-cols-container .ag-row")
+    expect(runs).to_have_count(1, timeout=PATIENCE_MS)  # the study's own run, folded
+    runs.first.locator("[col-id*='Run Name'] button").first.click()
+    expect(runs).to_have_count(4, timeout=PATIENCE_MS)
+    for trial in (0, 2):
+        run = runs.filter(has=page.get_by_role("link", name=f"{STUDY} #{trial}", exact=True))
+        run.locator(".ag-selection-checkbox input").check()
+
+    page.get_by_role("button", name="Compare", exact=True).click()
+    page.get_by_text("Comparing 2 Runs").first.wait_for()
+    details = page.locator("table").first
+    for text in (f"{STUDY} #0", f"{STUDY} #2"):
+        expect(details.get_by_text(text, exact=True)).to_be_visible(timeout=PATIENCE_MS)
+    rows = {cells[0]: cells[1:] for cells in map(str.split, page.locator("tr").all_inner_texts()) if len(cells) == 3}
+    assert rows["lr"] == ["1e-05", "0.01"]
+    assert rows["epochs"] == ["1", "2"]
+    expect(page.get_by_text("best_val_accuracy").first).to_be_visible(timeout=PATIENCE_MS)
+
+    page.screenshot(path=tmp_path / "compare.png")
+    with Image.open(tmp_path / "compare.png") as picture:
+        assert picture.size == (1600, 900)
+        assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "a blank page has one colour"
+
+
+def test_optuna_dashboard_and_tensorboard_show_the_study(ports: list[int], page: Page):
+    page.goto(f"http://127.0.0.1:{ports[1]}")
+    page.get_by_text(STUDY).first.click()
+    expect(page.get_by_text("Hyperparameter Importance").first).to_be_visible(timeout=PATIENCE_MS)
+    page.goto(f"http://127.0.0.1:{ports[2]}")
+    expect(page.get_by_text("val_accuracy").first).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_a_study_name_made_of_html_stays_text(orch: Orch, ports: list[int], page: Page):
+    addresses = [
+        f"http://127.0.0.1:{ports[0]}/#/experiments",
+        experiment_address(orch, ports[0], HOSTILE),
+        f"http://127.0.0.1:{ports[1]}",
+        f"http://127.0.0.1:{ports[2]}",
+    ]
+    for address in addresses:
+        page.goto(address)
+        expect(page.get_by_text(HOSTILE).first).to_be_visible(timeout=PATIENCE_MS)
+        assert page.locator("img[src=x]").count() == 0

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+import shutil
+import sqlite3
+from contextlib import closing
+
+import pytest
+
+from orchestrator import mirrors
+from tests.support.sweeps import Sweep, settings_of
+
+
+@pytest.fixture(scope="session")
+def empty_home(tmp_path_factory):
+    """A state folder whose MLflow database has its tables: making them takes a second."""
+    from mlflow import MlflowClient
+
+    home = tmp_path_factory.mktemp("empty")
+    url = settings_of(home).tracking_uri
+    mirrors.prepare_sqlite(url)
+    MlflowClient(url).search_experiments()
+    with closing(sqlite3.connect(home / "mlflow.db")) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that tests copy
+    return home
+
+
+@pytest.fixture
+def prepared(empty_home, tmp_path):
+    """Settings of a copy of it."""
+    home = tmp_path / "mlruns"
+    shutil.copytree(empty_home, home)
+    return settings_of(home)
+
+
+@pytest.fixture
+def sweep(prepared):
+    made = Sweep(prepared)
+    yield made
+    made.close()
+
+
+@pytest.fixture(scope="session")
+def postgres():
+    """A PostgreSQL server."""
+    from tests.support.postgres import running
+
+    with running() as server:
+        yield server
+
+
+@pytest.fixture(params=["sqlite", "postgresql"])
+def record_url(request, tmp_path):
+    """The address of a database without tables, of each kind."""
+    if request.param == "sqlite":
+        yield f"sqlite:///{tmp_path / 'orch.db'}"
+        return
+    with request.getfixturevalue("postgres").database() as url:
+        yield url

@@ -1,0 +1,245 @@
+"""One contract for all executors, and what only processes can do."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from orchestrator.executors import (
+    EpochEnded,
+    Exported,
+    ExportSpec,
+    Slot,
+    TrialEnded,
+    TrialFailed,
+    TrialSpec,
+    decode,
+    encode,
+)
+from orchestrator.executors.inline import InlineExecutor
+from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots
+from orchestrator.tables import Reason
+
+COUNTING = str(Path(__file__).parents[1] / "support" / "counting.py")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def home(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("home")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("ORCH_HOME", str(folder))
+        yield folder
+
+
+@pytest.fixture(scope="module", params=["inline", "local"])
+def executor(request, home):
+    made = InlineExecutor(threads=1) if request.param == "inline" else local(home)
+    yield made
+    made.close()
+
+
+def local(tmp_path, workers=1):
+    return LocalExecutor(plan_slots(workers, [], num_useful=workers), tmp_path / "logs")
+
+
+def spec(tmp_path, trial=0, attempt=1, decision_epochs=(), earlier=(), recorded=0, recipe=COUNTING, **config):
+    return TrialSpec(
+        study="s",
+        trial=trial,
+        attempt=attempt,
+        recipe=recipe,
+        config=config,
+        folder=str(tmp_path / str(trial) / str(attempt)),
+        earlier_folders=tuple(str(tmp_path / str(trial) / str(number)) for number in earlier),
+        num_recorded_epochs=recorded,
+        decision_epochs=tuple(decision_epochs),
+        threads=1,
+    )
+
+
+def collect(executor, until=lambda event: not isinstance(event, EpochEnded), seconds=240):
+    """All events up to the one for which `until` holds."""
+    events = []
+    deadline = time.monotonic() + seconds
+    while not any(map(until, events)):
+        assert time.monotonic() < deadline, f"nothing more than {events}"
+        events += executor.events(0.2)
+    return events
+
+
+def run(executor, job):
+    (slot, *_) = executor.free_slots()
+    executor.submit(job, slot)
+    return collect(executor)
+
+
+def test_trial_reports_each_epoch_then_a_manifest_that_holds(executor, tmp_path):
+    *epochs, ended = run(executor, spec(tmp_path, epochs=3))
+    assert [event.number for event in epochs] == [1, 2, 3]
+    assert all({"train_loss", "val_loss", "val_accuracy"} <= set(event.metrics) for event in epochs)
+    assert isinstance(ended, TrialEnded)
+    assert not ended.stopped
+    assert set(ended.manifest) == {"best.safetensors"}
+    for name, digest in ended.manifest.items():
+        assert hashlib.sha256((tmp_path / "0" / "1" / name).read_bytes()).hexdigest() == digest
+    assert (tmp_path / "0" / "1" / "manifest.json").exists()
+
+
+def test_trial_stops_when_told_at_a_decision_epoch(executor, tmp_path):
+    (slot,) = executor.free_slots()
+    executor.submit(spec(tmp_path, epochs=5, decision_epochs=[1, 3]), slot)
+    assert [event.number for event in collect(executor, lambda event: event.number == 1)] == [1]
+    assert executor.events(0.5) == [], "the job waits for the decision"
+    executor.decide(0, "go")
+    assert [event.number for event in collect(executor, lambda event: event.number == 3)] == [2, 3]
+    executor.decide(0, "stop")
+    (ended,) = collect(executor)
+    assert ended.stopped
+    assert "best.safetensors" in ended.manifest
+
+
+@pytest.mark.parametrize(
+    ("fault", "reason", "message"),
+    [
+        ("raise", Reason.ERROR, "RuntimeError: as the test asked"),
+        ("exit", Reason.ERROR, "SystemExit: 3"),
+        ("oom", Reason.OOM, "OutOfMemoryError: as the test asked"),
+        ("diverge", Reason.DIVERGED, "DivergedError: as the test asked"),
+    ],
+)
+def test_failed_trial_names_its_reason_and_frees_its_slot(executor, tmp_path, fault, reason, message):
+    epoch, failed = run(executor, spec(tmp_path, fault=fault))
+    assert epoch.number == 1
+    assert (failed.reason, failed.message, failed.disk_full) == (reason, message, False)
+    assert "_fail(config.model.fault)" in failed.traceback
+    *_, ended = run(executor, spec(tmp_path, trial=1))
+    assert isinstance(ended, TrialEnded)
+
+
+def test_epoch_without_a_needed_metric_fails_the_trial_and_says_so(executor, tmp_path):
+    *_, failed = run(executor, spec(tmp_path, fault="metric"))
+    assert failed.reason is Reason.ERROR
+    assert "epoch 2 has no val_loss" in failed.message
+
+
+def test_epoch_with_a_metric_that_is_not_finite_has_diverged(executor, tmp_path):
+    *_, failed = run(executor, spec(tmp_path, fault="nan"))
+    assert (failed.reason, failed.message) == (Reason.DIVERGED, "DivergedError: val_loss is nan in epoch 2")
+
+
+def test_full_disk_is_told_apart_from_a_faulty_recipe(executor, tmp_path):
+    *_, failed = run(executor, spec(tmp_path, fault="disk"))
+    assert failed.disk_full
+
+
+def test_resumed_trial_trains_only_what_is_missing(executor, tmp_path):
+    journal = tmp_path / "journal"
+    run(executor, spec(tmp_path, epochs=4, fault="raise", fault_epoch=3, journal=str(journal)))
+    events = run(executor, spec(tmp_path, epochs=4, attempt=2, earlier=[1], recorded=1, journal=str(journal)))
+    assert [event.number for event in events[:-1]] == [2, 3, 4], "epoch 2 was trained but not recorded"
+    assert journal.read_text().split() == ["0", "1", "0", "2", "0", "3", "0", "3", "0", "4"]
+    assert "best.safetensors" in events[-1].manifest
+
+
+def test_resumed_trial_is_decided_again_at_its_last_recorded_epoch(executor, tmp_path):
+    run(executor, spec(tmp_path, epochs=4, fault="raise", fault_epoch=3))
+    (slot,) = executor.free_slots()
+    executor.submit(spec(tmp_path, epochs=4, attempt=2, earlier=[1], recorded=2, decision_epochs=[2]), slot)
+    assert [event.number for event in collect(executor, lambda _: True)] == [2]
+    executor.decide(0, "stop")
+    (ended,) = collect(executor)
+    assert ended.stopped
+    assert "best.safetensors" in ended.manifest, "the result of the earlier attempt is carried over"
+
+
+def test_unknown_recipe_fails_the_trial_only(executor, tmp_path):
+    (failed,) = run(executor, spec(tmp_path, recipe="nothing.py"))
+    assert failed.reason is Reason.ERROR
+    assert "nothing.py" in failed.message
+
+
+@pytest.mark.slow
+def test_export_writes_onnx_that_agrees_with_pytorch(executor, tmp_path):
+    config = {"epochs": 1, "data": "digits", "split_seed": 0}
+    run(executor, spec(tmp_path, **config))
+    job = ExportSpec(study="s", trial=0, attempt=1, recipe=COUNTING, config=config, folder=str(tmp_path / "0" / "1"))
+    (exported,) = run(executor, job)
+    assert isinstance(exported, Exported)
+    assert exported.error == ""
+    file = tmp_path / "0" / "1" / exported.file
+    assert hashlib.sha256(file.read_bytes()).hexdigest() == exported.sha256
+    assert exported.max_difference < 1e-4
+
+
+def test_failed_export_says_why(executor, tmp_path):
+    job = ExportSpec(study="s", trial=0, attempt=1, recipe=COUNTING, config={}, folder=str(tmp_path / "none"))
+    (exported,) = run(executor, job)
+    assert "best.safetensors" in exported.error
+
+
+# -- processes only
+
+
+def test_killed_worker_is_lost_and_replaced(tmp_path):
+    executor = local(tmp_path)
+    try:
+        executor.submit(spec(tmp_path, epochs=50, pause_seconds=0.05), executor.free_slots()[0])
+        collect(executor, lambda event: event.number == 2)
+        (worker,) = workers_of(executor)
+        os.kill(worker.pid, signal.SIGKILL)
+        *_, failed = collect(executor)
+        assert isinstance(failed, TrialFailed)
+        assert failed.reason is Reason.LOST
+        assert "killed (signal 9)" in failed.message
+        *_, ended = run(executor, spec(tmp_path, trial=1))
+        assert isinstance(ended, TrialEnded)
+    finally:
+        executor.close()
+
+
+def test_closed_executor_leaves_no_process(tmp_path):
+    executor = local(tmp_path, workers=2)
+    executor.submit(spec(tmp_path, epochs=500, pause_seconds=0.05), executor.free_slots()[0])
+    collect(executor, lambda event: event.number == 1)
+    found = workers_of(executor)
+    executor.close()
+    assert len(found) == 2
+    assert not [worker for worker in found if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
+
+
+def workers_of(executor):
+    return [psutil.Process(child.process.pid) for child in executor._children.values()]
+
+
+def test_cores_are_shared_out_over_workers():
+    assert [slot.threads for slot in plan_slots(1, [], num_useful=9)] == [num_cores()]
+    assert [slot.threads for slot in plan_slots(2 * num_cores(), [], num_useful=99)] == [1] * 2 * num_cores()
+    assert len(plan_slots(0, [], num_useful=99)) == num_cores()
+    assert [slot.threads for slot in plan_slots(0, [], num_useful=1)] == [num_cores()]
+
+
+def test_gpus_are_dealt_out_one_a_worker():
+    assert plan_slots(0, ["0", "1"], num_useful=9) == [
+        Slot(name=f"worker-{gpu}", threads=max(1, num_cores() // 2), devices=(str(gpu),)) for gpu in range(2)
+    ]
+    assert [slot.devices for slot in plan_slots(3, ["4", "7"], num_useful=9)] == [("4",), ("7",), ("4",)]
+
+
+@pytest.mark.parametrize(
+    "message",
+    [
+        TrialFailed(trial=1, attempt=2, reason=Reason.OOM, message="m"),
+        Exported(trial=1, attempt=1, error="no"),
+        EpochEnded(trial=0, attempt=1, number=3, metrics={"val_loss": 0.5}, seconds=0.1),
+    ],
+)
+def test_messages_survive_the_wire(message):
+    import json
+
+    assert decode(json.loads(json.dumps(encode(message)))) == message

@@ -1,0 +1,55 @@
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from scipy.stats import binomtest
+
+from orchestrator.gates import SIGNIFICANCE, Gate, compare_answers, mcnemar, num_shared
+
+
+@pytest.mark.parametrize(("num_worse", "num_better"), [(0, 0), (1, 0), (0, 7), (5, 5), (9, 1), (40, 21), (300, 260)])
+def test_mcnemar_equals_the_exact_binomial_test(num_worse: int, num_better: int) -> None:
+    total = num_worse + num_better
+    expected = binomtest(num_worse, total, alternative="greater").pvalue if total else 1.0
+    assert mcnemar(num_worse=num_worse, num_better=num_better) == pytest.approx(expected, rel=1e-9)
+
+
+def test_mcnemar_of_thousands_of_images_is_a_number() -> None:
+    assert mcnemar(num_worse=2500, num_better=2500) == pytest.approx(0.5, abs=0.01)
+    assert mcnemar(num_worse=3000, num_better=2000) < 1e-30
+
+
+def test_a_candidate_that_is_right_on_one_image_fewer_is_named_by_its_counts() -> None:
+    champion = np.array([True] * 90 + [False] * 10)
+    candidate = champion.copy()
+    candidate[0] = False
+    correct, p = compare_answers(champion, candidate)
+    assert correct.to_json() == {"name": "test_correct", "figure": 89, "limit": 90, "passed": False}
+    assert p.passed, "one image is no evidence"
+    assert str(correct) == "test_correct is 89, at least 90 is asked"
+
+
+def test_a_candidate_that_fails_where_the_champion_does_not_is_worse_by_mcnemar() -> None:
+    champion, candidate = np.array([True] * 5 + [False] * 95), np.array([False] * 5 + [False] * 95)
+    _, p = compare_answers(champion, candidate)
+    assert p.figure == pytest.approx(1 / 32)
+    assert p.limit == SIGNIFICANCE
+    assert not p.passed
+
+
+def test_as_many_right_answers_on_other_images_pass() -> None:
+    champion = np.array([True, False] * 20)
+    assert all(gate.passed for gate in compare_answers(champion, ~champion))
+
+
+def test_a_figure_that_is_not_a_number_passes_no_gate() -> None:
+    assert not Gate(name="onnx_difference", figure=math.nan, limit=1e-4).passed
+    assert not Gate(name="test_correct", figure=math.nan, limit=1, at_least=True).passed
+
+
+def test_num_shared_counts_pictures_that_another_set_holds() -> None:
+    pictures = np.arange(5 * 4, dtype=np.uint8).reshape(5, 1, 2, 2)
+    assert num_shared(pictures, []) == 0
+    assert num_shared(pictures, [pictures[3:] + 100, pictures[1:3]]) == 2

@@ -1,0 +1,379 @@
+from __future__ import annotations
+
+import hashlib
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from contextlib import closing
+from typing import TYPE_CHECKING
+
+import mlflow
+import numpy as np
+import pytest
+from mlflow import MlflowClient
+from sqlalchemy import select
+
+from orchestrator import promote as promote_module
+from orchestrator.errors import HeldError, RefusedError, UnavailableError, UnknownNameError, UsageError
+from orchestrator.leases import Holding
+from orchestrator.models import resolve_model
+from orchestrator.promote import promote, rollback
+from orchestrator.settings import HOME_VARIABLE
+from orchestrator.store import Record
+from orchestrator.tables import Export, Promotion
+from tests.support.sweeps import settings_of
+from tests.support.trained import STRONG, WEAK, add_study, delete_study
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from orchestrator.settings import Settings
+
+NAME = "cnn-digits"
+
+
+@pytest.fixture(scope="session")
+def template(empty_home, tmp_path_factory):
+    """A state folder with a study of two trials, of which the second is the better."""
+    home = tmp_path_factory.mktemp("template") / "mlruns"
+    shutil.copytree(empty_home, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        add_study(settings_of(home), [WEAK, STRONG])
+    return home
+
+
+@pytest.fixture
+def settings(template, tmp_path, monkeypatch):
+    home = tmp_path / "mlruns"
+    shutil.copytree(template, home)
+    monkeypatch.setenv(HOME_VARIABLE, str(home))
+    return settings_of(home)
+
+
+def replace_study(settings: Settings, *trials: dict, **how) -> None:
+    """The study of the same name again, with other trials."""
+    delete_study(settings, NAME)
+    add_study(settings, trials, name=NAME, **how)
+
+
+def ledger_of(settings: Settings) -> list[tuple[str, str | None, str]]:
+    """Kind, from and to of all entries, in order."""
+    with closing(Record.open(settings.record_url)) as record, record.read() as session:
+        rows = session.scalars(select(Promotion).order_by(Promotion.id))
+        return [(row.kind, row.from_version, row.to_version) for row in rows]
+
+
+def aliases_of(settings: Settings) -> dict[str, str]:
+    found = MlflowClient(settings.tracking_uri).get_registered_model(NAME).aliases
+    return {alias: str(version) for alias, version in found.items()}
+
+
+def versions_of(settings: Settings) -> int:
+    return len(MlflowClient(settings.tracking_uri).search_model_versions(f"name='{NAME}'"))
+
+
+def attempt_of(settings: Settings, trial: int = 1) -> Path:
+    return settings.attempt_folder(NAME, trial, 1)
+
+
+def sha256(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def flip_a_byte(path: Path) -> None:
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+# -- what is promoted
+
+
+def test_promote_makes_the_best_trial_a_version_that_mlflow_can_read(settings):
+    promoted = promote(settings)
+    assert promoted.to_json().keys() == {"model", "version", "alias", "previous", "test_accuracy", "gates", "already"}
+    assert (promoted.model, promoted.version, promoted.previous, promoted.already) == (NAME, "1", None, False)
+    assert promoted.test_accuracy > 0.9
+    assert {gate["name"] for gate in promoted.gates} == {"damaged_files", "onnx_difference", "seen_test_images"}
+    assert all(gate.keys() == {"name", "figure", "limit", "passed"} and gate["passed"] for gate in promoted.gates)
+    assert aliases_of(settings) == {"champion": "1"}
+    assert ledger_of(settings) == [("promoting", None, "1"), ("promote", None, "1")]
+
+    client = MlflowClient(settings.tracking_uri)
+    version = client.get_model_version_by_alias(NAME, "champion")
+    run = client.get_run(version.run_id)
+    assert run.data.tags["orch.trial"] == "1"
+    (output,) = run.outputs.model_outputs
+    assert version.source == f"models:/{output.model_id}"
+    logged = client.get_logged_model(output.model_id)
+    assert logged.source_run_id == version.run_id
+    assert logged.status == "READY"
+
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    description = mlflow.models.get_model_info(f"models:/{NAME}@champion")
+    (images,) = description.signature.inputs.inputs
+    assert (images.name, images.type, images.shape) == ("images", np.dtype("uint8"), (-1, -1, -1, 1))
+    assert sha256(attempt_of(settings) / "model.onnx") == sha256(resolve_model(settings, f"models:/{NAME}@champion"))
+
+
+def test_promote_again_changes_nothing_and_says_so(settings):
+    first = promote(settings)
+    second = promote(settings, NAME)
+    assert second.already
+    assert {**second.to_json(), "already": False} == first.to_json()
+    assert versions_of(settings) == 1
+    assert len(ledger_of(settings)) == 2
+
+
+def test_a_better_model_takes_over_and_rollback_swaps(settings):
+    replace_study(settings, WEAK)
+    assert promote(settings).test_accuracy < 0.5
+    replace_study(settings, STRONG)
+    better = promote(settings)
+    figures = {gate["name"]: gate for gate in better.gates}
+    assert (better.version, better.previous) == ("2", "1")
+    assert figures["test_correct"]["figure"] > figures["test_correct"]["limit"]
+    assert figures["mcnemar_p"]["figure"] > 0.5
+    assert aliases_of(settings) == {"champion": "2", "previous": "1"}
+
+    back = rollback(settings, NAME)
+    assert (back.version, back.previous) == ("1", "2")
+    assert back.test_accuracy < 0.5
+    assert aliases_of(settings) == {"champion": "1", "previous": "2"}
+    assert rollback(settings, NAME).version == "2"
+    assert [entry for entry in ledger_of(settings) if entry[0] in {"promote", "rollback"}] == [
+        ("promote", None, "1"),
+        ("promote", "1", "2"),
+        ("rollback", "2", "1"),
+        ("rollback", "1", "2"),
+    ]
+
+
+def test_a_trial_without_onnx_is_exported_first(settings):
+    replace_study(settings, STRONG, export=False)
+    assert promote(settings).version == "1"
+    with closing(Record.open(settings.record_url)) as record:
+        export = record.exports(record.study(NAME).id)[0]
+    assert sha256(settings.home / export.file) == export.sha256
+    assert promote(settings).already
+
+
+def test_a_name_of_html_and_sql_stays_text(settings):
+    name = "x'; DROP TABLE studies; -- \"<b>é</b".replace("/", "")
+    add_study(settings, [STRONG], name=name)
+    assert promote(settings, name).model == name
+    assert promote(settings, name).already
+    assert resolve_model(settings, f"models:/{name}@champion").is_file()
+
+
+# -- what is refused
+
+
+def test_a_worse_model_is_refused_with_the_figures(settings):
+    promote(settings)
+    replace_study(settings, WEAK)
+    with pytest.raises(RefusedError, match=r"test_correct is \d+, at least \d+ is asked; mcnemar_p is .*at least 0.05"):
+        promote(settings)
+    assert aliases_of(settings) == {"champion": "1"}
+    assert versions_of(settings) == 1
+    assert len(ledger_of(settings)) == 2
+
+
+def test_a_champion_that_was_trained_on_test_images_stops_promotion(settings):
+    promote(settings)
+    replace_study(settings, STRONG, split_seed=1)
+    # Of 359 test images of one split, another takes four in five into training and validation.
+    with pytest.raises(RefusedError, match=r"champion_seen_test_images is 2[789]\d, at most 0"):
+        promote(settings)
+    assert aliases_of(settings) == {"champion": "1"}
+
+
+def test_a_model_that_started_from_one_of_another_split_is_refused(settings):
+    replace_study(settings, STRONG, split_seed=1)
+    elsewhere = shutil.copy(attempt_of(settings, 0) / "best.safetensors", settings.home / "other.safetensors")
+    replace_study(settings, STRONG)
+    with closing(Record.open(settings.record_url)) as record, record.write() as session:
+        trial = session.get_one(type(record.trials(1)[0]), record.trials(record.study(NAME).id)[0].id)
+        trial.config = {**trial.config, "init": str(elsewhere)}
+    with pytest.raises(RefusedError, match=r"not promoted: seen_test_images is 2[789]\d"):
+        promote(settings)
+
+
+@pytest.mark.parametrize("name", ["best.safetensors", "model.onnx"])
+def test_a_flipped_byte_is_named_with_both_hashes(settings, name):
+    path = attempt_of(settings) / name
+    before = sha256(path)
+    flip_a_byte(path)
+    with pytest.raises(RefusedError) as refused:
+        promote(settings)
+    assert all(part in str(refused.value) for part in (str(path), before, sha256(path)))
+    assert refused.value.exit_code == 3
+    assert ledger_of(settings) == []
+
+
+def test_a_missing_file_is_named(settings):
+    (attempt_of(settings) / "best.safetensors").unlink()
+    with pytest.raises(RefusedError, match=r"best\.safetensors is missing"):
+        promote(settings)
+
+
+def test_an_onnx_file_of_other_weights_is_refused(settings):
+    """The file is whole, but it is another trial's."""
+    other = attempt_of(settings, 0) / "model.onnx"
+    shutil.copy(other, attempt_of(settings) / "model.onnx")
+    with closing(Record.open(settings.record_url)) as record, record.write() as session:
+        trial = record.trials(record.study(NAME).id)[1]
+        session.get_one(Export, trial.id).sha256 = sha256(other)
+    with pytest.raises(RefusedError, match=r"onnx_difference is [\d.]+, at most 0\.0001 is asked"):
+        promote(settings)
+
+
+def test_a_champion_whose_bytes_changed_stops_promotion_and_rollback(settings):
+    replace_study(settings, WEAK)
+    promote(settings)
+    first = resolve_model(settings, f"models:/{NAME}@champion")
+    replace_study(settings, STRONG)
+    flip_a_byte(first)
+    with pytest.raises(RefusedError, match=r"the present champion cannot be judged: .* has SHA-256"):
+        promote(settings)
+    flip_a_byte(first)
+    promote(settings)
+    flip_a_byte(first)
+    with pytest.raises(UsageError, match="has SHA-256"):
+        rollback(settings, NAME)
+    assert aliases_of(settings) == {"champion": "2", "previous": "1"}
+
+
+def test_a_version_of_someone_else_is_neither_judged_nor_replaced(settings, tmp_path):
+    promote(settings)
+    client = MlflowClient(settings.tracking_uri)
+    client.create_model_version(NAME, str(tmp_path))
+    client.set_registered_model_alias(NAME, "champion", "2")
+    replace_study(settings, STRONG)
+    with pytest.raises(RefusedError, match="is version 2, which `orch promote` did not make"):
+        promote(settings)
+    assert aliases_of(settings) == {"champion": "2"}
+
+
+# -- names
+
+
+def test_without_a_name_the_only_study_is_taken_else_all_are_listed(settings):
+    add_study(settings, [WEAK], name="other")
+    with pytest.raises(UsageError, match="there are 2 studies, name one of them: cnn-digits, other"):
+        promote(settings)
+
+
+def test_unknown_names_and_unfinished_studies_are_one_line(settings):
+    with pytest.raises(UnknownNameError, match="did you mean 'cnn-digits'"):
+        promote(settings, "cnn-digit")
+    with pytest.raises(UnknownNameError, match="unknown model 'cnn-digits'; there is none yet"):
+        rollback(settings, NAME)
+    promote(settings)
+    with pytest.raises(UnknownNameError, match="did you mean 'cnn-digits'"):
+        rollback(settings, "cnn-digis")
+    with pytest.raises(UsageError, match="has no former version"):
+        rollback(settings, NAME)
+    add_study(settings, [], name="empty")
+    with pytest.raises(UsageError, match="no complete trial yet"):
+        promote(settings, "empty")
+
+
+# -- others at the same time, and kills
+
+
+def test_a_second_promotion_at_once_is_told_who_holds_it(settings):
+    with (
+        closing(Record.open(settings.record_url)) as record,
+        Holding(record, f"model:{NAME}"),
+        pytest.raises(HeldError, match=f"process {os.getpid()} .*about to move @champion"),
+    ):
+        promote(settings)
+
+
+def test_an_alias_that_someone_moved_meanwhile_is_left_alone(settings, monkeypatch):
+    replace_study(settings, WEAK)
+    promote(settings)
+    replace_study(settings, STRONG)
+    examine = promote_module._Promotion._examine
+
+    def examine_while_another_moves(*arguments):
+        found = examine(*arguments)
+        client = MlflowClient(settings.tracking_uri)
+        client.create_model_version(NAME, str(settings.home))
+        client.set_registered_model_alias(NAME, "champion", "2")
+        return found
+
+    monkeypatch.setattr(promote_module._Promotion, "_examine", examine_while_another_moves)
+    with pytest.raises(UnavailableError, match="@champion of 'cnn-digits' was moved to version 2 meanwhile"):
+        promote(settings)
+    assert aliases_of(settings) == {"champion": "2"}
+
+
+KILLED = """
+import os, signal, sys
+from orchestrator import promote, registry
+from orchestrator.settings import Settings
+
+command, step, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
+real = getattr(registry.Registry, step)
+
+def dies_after(*arguments):
+    global count
+    done = real(*arguments)
+    count -= 1
+    if not count:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return done
+
+setattr(registry.Registry, step, dies_after)
+{"promote": promote.promote, "rollback": promote.rollback}[command](Settings.from_environment(), "cnn-digits")
+"""
+
+
+def killed(command: str, *, after: str, count: int = 1) -> None:
+    """Run a command that gets SIGKILL right after it called a method of the registry for the `count`th time."""
+    done = subprocess.run([sys.executable, "-c", KILLED, command, after, str(count)], timeout=120, check=False)
+    assert done.returncode == -signal.SIGKILL
+
+
+@pytest.mark.slow
+def test_a_kill_at_any_step_leaves_a_champion_and_the_next_command_does_the_rest(settings):
+    replace_study(settings, WEAK)
+    promote(settings)
+    replace_study(settings, STRONG)
+
+    killed("promote", after="register")
+    assert aliases_of(settings) == {"champion": "1"}
+    assert len(ledger_of(settings)) == 2
+
+    killed("promote", after="point")
+    assert aliases_of(settings) == {"champion": "3"}
+    assert ledger_of(settings)[2:] == [("promoting", "1", "3")]
+    assert resolve_model(settings, f"models:/{NAME}@champion").is_file()
+    assert promote(settings).already
+    assert aliases_of(settings) == {"champion": "3", "previous": "1"}
+    assert ledger_of(settings)[2:] == [("promoting", "1", "3"), ("promote", "1", "3")]
+
+    killed("rollback", after="point", count=2)
+    assert aliases_of(settings) == {"champion": "1", "previous": "3"}
+    back = rollback(settings, NAME)
+    assert (back.version, back.previous) == ("1", "3"), "what was killed is finished, not undone"
+    assert ledger_of(settings)[4:] == [("rolling back", "3", "1"), ("rollback", "3", "1")]
+    assert aliases_of(settings) == {"champion": "1", "previous": "3"}
+
+
+def test_a_move_that_was_killed_before_the_alias_is_begun_anew(settings, monkeypatch):
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            "orchestrator.registry.Registry.point", lambda *_: (_ for _ in ()).throw(UnavailableError("gone"))
+        )
+        with pytest.raises(UnavailableError):
+            promote(settings)
+    assert ledger_of(settings) == [("promoting", None, "1")]
+    assert promote(settings).version == "2"
+    assert aliases_of(settings) == {"champion": "2"}
+    assert ledger_of(settings) == [("promoting", None, "1"), ("promoting", None, "2"), ("promote", None, "2")]

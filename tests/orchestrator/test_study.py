@@ -1,0 +1,420 @@
+"""A study from what was typed: what is taken, what is refused, what is its identity."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+import recipes
+from orchestrator import study as studies
+from orchestrator.errors import UnavailableError, UsageError
+from orchestrator.space import Choices, Range
+from orchestrator.study import Study, change_budget, check_name, check_unchanged, differences, load
+
+RECIPE = """
+from typing import Literal
+from pydantic import Field, model_validator
+from recipes.config import DatasetConfig, FitConfig, Part
+
+class Model(Part):
+    width: int = Field(8, gt=0, le=64)
+    heads: int = Field(2, gt=0)
+    rate: float = Field(0.5, ge=0, lt=1)
+    shape: Literal["flat", "deep"] = "flat"
+    norm: bool = True
+    note: str = ""
+
+    @model_validator(mode="after")
+    def _fits(self):
+        if self.width % self.heads:
+            raise ValueError(f"heads={self.heads} must divide width={self.width}")
+        return self
+
+class Config(Part):
+    model: Model = Model()
+    fit: FitConfig = FitConfig()
+    dataset: DatasetConfig = DatasetConfig()
+
+def train(config, attempt=None):
+    yield from ()
+"""
+
+
+@pytest.fixture(scope="module")
+def home(tmp_path_factory):
+    """A state folder whose cache the tests share."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def folder(tmp_path, home, monkeypatch):
+    """An empty current directory."""
+    here = tmp_path / "here"
+    here.mkdir()
+    monkeypatch.chdir(here)
+    monkeypatch.setenv("ORCH_HOME", str(home))
+    return here
+
+
+@pytest.fixture
+def tiny(tmp_path):
+    path = tmp_path / "tiny.py"
+    path.write_text(RECIPE)
+    return path
+
+
+# -- what is taken
+
+
+def test_study_file_and_defaults_make_a_whole_study():
+    study = load(["recipe=cnn"])
+    assert study.name == "cnn-digits"
+    assert (study.recipe, study.data, study.split_seed, study.seed) == ("cnn", "digits", 0, 0)
+    assert study.budget == studies.Budget()
+    assert set(study.space).isdisjoint(study.fixed)
+    assert {*study.space, *study.fixed} == set(recipes.config.fields(recipes.load("cnn").config_type))
+
+
+@pytest.mark.parametrize("recipe", recipes.BUILT_IN)
+def test_shipped_study_fits_its_recipe(recipe):
+    study = load([f"recipe={recipe}", "trials=50"])
+    assert study.space
+    assert study.budget.trials == 50
+
+
+def test_command_line_wins_over_the_study_file():
+    study = load(["recipe=cnn", "lr=1e-3", "epochs=3", "optimizer=sgd,adamw", "width=24,48"])
+    assert study.fixed["lr"] == 0.001
+    assert study.fixed["epochs"] == 3
+    assert "lr" not in study.space
+    assert study.space["optimizer"] == Choices(choices=("sgd", "adamw"))
+    assert study.space["width"] == Choices(choices=(24, 48))
+
+
+def test_study_file_of_the_current_directory_wins(folder):
+    (folder / "studies").mkdir()
+    (folder / "studies" / "cnn.yaml").write_text("fixed: {epochs: 2}\nspace: {lr: {low: 1e-3, high: 1e-2}}\n")
+    study = load(["recipe=cnn"])
+    assert study.space == {"lr": Range(low=0.001, high=0.01)}
+    assert study.max_epochs == 2
+
+
+def test_study_keys_are_read_by_their_own_types():
+    budget = load(
+        ["recipe=cnn", "trials=+50", "workers=auto", "timeout=1.5h", "pruner=median", "sampler=random", "export=top:5"]
+    ).budget
+    assert (budget.trials, budget.workers, budget.timeout_seconds) == (50, 0, 5400)
+    assert (budget.pruner, budget.sampler, budget.export, budget.num_exports) == ("median", "random", "top:5", 5)
+
+
+@pytest.mark.parametrize(("text", "seconds"), [("90", 90), ("90s", 90), ("30m", 1800), ("2h", 7200), ("1d", 86400)])
+def test_timeout_takes_units(text, seconds):
+    assert load(["recipe=cnn", f"timeout={text}"]).budget.timeout_seconds == seconds
+
+
+@pytest.mark.parametrize(("export", "number"), [("best", 1), ("none", 0), ("all", 7), ("top:4", 4)])
+def test_export_counts_leaders(export, number):
+    assert load(["recipe=cnn", "trials=7", f"export={export}"]).budget.num_exports == number
+
+
+def test_range_of_a_whole_number_field_is_whole(tiny):
+    study = load([f"recipe={tiny}", "width=tag(log,interval(8,64))", "rate=interval(0,0.5)", "epochs=range(2,9,3)"])
+    assert study.space["width"] == Range(low=8, high=64, log=True, step=1, integer=True)
+    assert study.space["rate"] == Range(low=0, high=0.5)
+    assert study.space["epochs"] == Range(low=2, high=8, step=3, integer=True)
+    assert study.max_epochs == 8
+
+
+def test_text_field_takes_what_looks_like_a_number(tiny):
+    assert load([f"recipe={tiny}", "note=1e3", "rate=0,0.1"]).fixed["note"] == "1e3"
+
+
+def test_recipe_without_a_data_field_brings_its_own_data(tmp_path):
+    path = tmp_path / "own.py"
+    path.write_text(RECIPE.replace("    dataset: DatasetConfig = DatasetConfig()\n", ""))
+    study = load([f"recipe={path}", "rate=0,0.1"])
+    assert (study.data, study.data_fingerprint, study.split_fingerprint) == ("", "", "")
+    assert study.name.startswith("own-")
+
+
+def test_config_of_a_trial_is_the_fixed_part_and_its_params():
+    study = load(["recipe=cnn", "lr=1e-3,1e-2"])
+    config = study.config({**{name: searched.ends()[0] for name, searched in study.space.items()}, "lr": 0.01})
+    made = recipes.config.make(recipes.load("cnn").config_type, config)
+    assert recipes.config.flatten(made) == config
+    assert config["lr"] == 0.01
+
+
+def test_study_survives_json():
+    study = load(["recipe=cnn", "trials=50", "batch_norm=true,false", "optimizer=sgd,adamw"])
+    assert Study.model_validate(json.loads(json.dumps(study.model_dump(mode="json")))) == study
+
+
+def test_single_configuration_searches_nothing():
+    study = load(["recipe=cnn", "lr=1e-3"], single=True)
+    assert study.space == {}
+    assert (study.budget.trials, study.budget.pruner, study.budget.export) == (1, "none", "best")
+    assert study.fixed["lr"] == 0.001
+
+
+# -- names
+
+
+def test_name_of_a_file_is_its_slug_and_six_digits(tiny, tmp_path):
+    name = load([f"recipe={tiny}", "rate=0,0.1"]).name
+    assert name.rpartition("-")[2] == "digits"
+    assert name.startswith("tiny-")
+    other = tmp_path / "elsewhere" / "tiny.py"
+    other.parent.mkdir()
+    other.write_text(RECIPE)
+    assert load([f"recipe={other}", "rate=0,0.1"]).name != name
+
+
+def test_name_of_a_single_configuration_tells_it_from_others():
+    names = [load(["recipe=cnn", f"lr={lr}"], single=True).name for lr in (0.1, 0.1, 0.2)]
+    assert names[0] == names[1] != names[2]
+
+
+@pytest.mark.parametrize("name", ["a", "x" * 200, "<b>bold</b>".replace("/", "|"), "'; DROP TABLE studies; --", "日本"])
+def test_name_may_be_any_text_that_names_a_folder(name):
+    assert check_name(name) == name
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "",
+        "a/b",
+        "..",
+        ".hidden",
+        "a\\b",
+        "a\nb",
+        "a\x00b",
+        "a\x7fb",
+        "a\x9bb",
+        "a\u202eb",
+        "a\udc80b",
+        "x" * 201,
+        "é" * 200,
+    ],
+)
+def test_name_that_names_no_folder_is_refused_in_one_line(name):
+    with pytest.raises(UsageError, match="name") as refused:
+        check_name(name)
+    assert str(refused.value).isprintable()
+
+
+# -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("trials=50", "recipe= is missing; known: mlp, cnn, resnet, vit, transfer"),
+        ("recipe=", "recipe= is missing"),
+        ("recipe=cn", "unknown recipe 'cn'; did you mean 'cnn'?"),
+        ("recipe=zzz", "unknown recipe 'zzz'; known: cnn, mlp"),
+        ("recipe=none.py", "none.py does not exist"),
+        ("recipe=cnn recipe=mlp", "recipe is given twice"),
+        ("recipe=cnn lr=1 lr=2", "lr is given twice"),
+        ("recipe=cnn fifty", "'fifty' is not key=value"),
+        ("recipe=cnn lrr=1", "unknown key 'lrr'; did you mean 'lr'?"),
+        ("recipe=cnn trails=5", "unknown key 'trails'; did you mean 'trials'?"),
+        ("recipe=cnn data=digit", "unknown data 'digit'; did you mean 'digits'?"),
+        ("recipe=cnn data=é", "unknown data 'é'; known: digits"),
+        ("recipe=cnn data=", "unknown data ''; known: digits"),
+        ("recipe=cnn trials=0", "trials=0: Input should be greater than 0"),
+        ("recipe=cnn trials=-5", "trials=-5: Input should be greater than 0"),
+        ("recipe=cnn trials=many", "trials=many: Input should be a valid integer"),
+        ("recipe=cnn trials=1.5", "trials=1.5: Input should be a valid integer"),
+        ("recipe=cnn workers=0", "workers=0: expected auto or a number of at least 1"),
+        ("recipe=cnn workers=-1", "workers=-1: expected auto or a number of at least 1"),
+        ("recipe=cnn epochs=0", "epochs=0: Input should be greater than 0"),
+        ("recipe=cnn epochs=-3", "epochs=-3: Input should be greater than 0"),
+        ("recipe=cnn epochs=1.5", "epochs=1.5: Input should be a valid integer"),
+        ("recipe=cnn retries=-1", "retries=-1: Input should be greater than or equal to 0"),
+        ("recipe=cnn timeout=0", "timeout=0: expected a duration such as 90, 90s, 30m or 2h"),
+        ("recipe=cnn timeout=5x", "timeout=5x: expected a duration"),
+        ("recipe=cnn sampler=tpee", "unknown sampler 'tpee'; did you mean 'tpe'?"),
+        ("recipe=cnn pruner=ash", "unknown pruner 'ash'; did you mean 'asha'?"),
+        ("recipe=cnn executor=zzz", "unknown executor 'zzz'; known: inline, local"),
+        ("recipe=cnn export=top:0", "export=top:0: expected best, all, none or top:K"),
+        ("recipe=cnn seed=-1", "seed=-1: Input should be greater than or equal to 0"),
+        ("recipe=cnn seed=1,2", "seed=1,2: Input should be a valid integer"),
+        ("recipe=cnn split_seed=x", "split_seed=x: Input should be a valid integer"),
+        ("recipe=cnn device=cuda:77", "device 'cuda:77' is not there; this machine has:"),
+        ("recipe=cnn device=cpu,cuda", "device cannot be searched"),
+        ("recipe=cnn lr=interval(0.1,0.01)", "low 0.1 is not below high 0.01"),
+        ("recipe=cnn lr=tag(log,interval(0,1))", "a log range cannot start from 0"),
+        ("recipe=cnn lr=interval(-1,1)", "lr=-1.0: Input should be greater than 0"),
+        ("recipe=cnn lr=nan", "lr=nan: Input should be a finite number"),
+        ("recipe=cnn lr=high", "lr=high: Input should be a valid number"),
+        ("recipe=cnn width=0,24", "width=0: Input should be greater than or equal to 1"),
+        ("recipe=cnn depth=interval(1.5,3)", "depth: a range of whole numbers cannot go from 1.5 to 3.0"),
+        ("recipe=cnn batch_size=32.5,64", "batch_size=32.5: Input should be a valid integer"),
+        ("recipe=cnn optimizer=adam", "unknown optimizer 'adam'; did you mean 'adamw'?"),
+        ("recipe=cnn optimizer=sgd,adam", "unknown optimizer 'adam'; did you mean 'adamw'?"),
+        ("recipe=cnn optimizer=interval(0,1)", "optimizer is not a number and has no range"),
+        ("recipe=cnn batch_norm=interval(0,1)", "batch_norm is not a number and has no range"),
+        ("recipe=cnn study=", "a study's name has 1 to 200 characters"),
+        ("recipe=cnn study=a/b", "study name 'a/b': no slash"),
+        ("recipe={tiny}", "nothing is searched"),
+        ("recipe={tiny} rate=0,1", "rate=1: Input should be less than 1"),
+    ],
+)
+def test_bad_argument_is_refused_in_one_line_and_nothing_is_written(typed, complaint, tiny, folder, monkeypatch):
+    monkeypatch.setenv("ORCH_HOME", "mlruns")
+    with pytest.raises(UsageError) as refused:
+        load(typed.format(tiny=tiny).split(" "))
+    assert complaint in str(refused.value)
+    assert str(refused.value).isprintable()
+    assert list(folder.iterdir()) == []
+
+
+def test_fields_that_do_not_fit_together_are_refused_in_the_recipe_s_words(tiny):
+    with pytest.raises(UsageError, match=r"^heads=3 must divide width=8$"):
+        load([f"recipe={tiny}", "heads=3", "rate=0,0.1"])
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("fixed: {lrr: 1}", "'lrr'; did you mean 'lr'?"),
+        ("space: {lr: {low: -1, high: 1}}", "lr=-1: Input should be greater than 0"),
+        ("space: {seed: [1, 2]}", "seed is given on the command line, not in a study file"),
+        ("fixed: {device: cpu}", "device is given on the command line, not in a study file"),
+        ("fixed: {lr: 1e-3}\nspace: {lr: [1e-3, 1e-2]}", "lr is both fixed and searched"),
+        ("fixed: {lr: [1, 2]}", "Input should be a valid number"),
+        ("fixed: {lr: null}", "Input should be a valid number"),
+    ],
+)
+def test_bad_study_file_is_refused(text, complaint, folder):
+    (folder / "studies").mkdir()
+    (folder / "studies" / "cnn.yaml").write_text(text)
+    with pytest.raises(UsageError) as refused:
+        load(["recipe=cnn"])
+    assert complaint in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("source", "complaint"),
+    [
+        ("import nothing_of_this_name", "does not import: ModuleNotFoundError"),
+        ("def train(:", "does not import: SyntaxError"),
+        ("raise SystemExit(0)", "does not import: SystemExit"),
+        ("x = 1", "has no Config and no train"),
+        ("class Config: pass\ndef train(config): ...", "Config is not a pydantic model"),
+        (RECIPE.replace("note: str", "epochs: str"), "names the field 'epochs' twice"),
+        (RECIPE.replace('note: str = ""', "note: tuple[int, ...] = (1, 2)"), "note is (1, 2); only numbers"),
+    ],
+    ids=["import", "syntax", "exit", "empty", "plain class", "field twice", "tuple"],
+)
+def test_bad_recipe_file_is_refused(source, complaint, tmp_path):
+    path = tmp_path / "bad.py"
+    path.write_text(source)
+    with pytest.raises(UsageError) as refused:
+        load([f"recipe={path}", "width=8,16"])
+    assert complaint in str(refused.value)
+
+
+@pytest.mark.parametrize(
+    ("typed", "complaint"),
+    [
+        ("recipe=cnn lr=1,2", "lr cannot be searched by `orch train`"),
+        ("recipe=cnn trials=3", "trials belongs to `orch sweep`"),
+    ],
+)
+def test_single_configuration_refuses_what_belongs_to_a_sweep(typed, complaint):
+    with pytest.raises(UsageError, match=complaint):
+        load(typed.split(" "), single=True)
+
+
+def test_state_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
+    (tmp_path / "file").touch()
+    monkeypatch.setenv("ORCH_HOME", str(tmp_path / "file"))
+    with pytest.raises(UnavailableError, match=r"data cannot be kept in .*/file/cache: Not a directory"):
+        load(["recipe=cnn"])
+
+
+# -- identity
+
+
+@pytest.mark.parametrize(
+    "change", ["trials=9", "workers=3", "timeout=5", "sampler=random", "pruner=none", "export=all", "device=cpu"]
+)
+def test_identity_does_not_hold_how_much_is_trained_or_where(change):
+    assert load(["recipe=cnn", change]).identity == load(["recipe=cnn"]).identity
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("epochs=3", "fixed.epochs: 15 -> 3"),
+        ("seed=1", "fixed.seed: 0 -> 1"),
+        ("momentum=0.5", "fixed.momentum: 0.9 -> 0.5"),
+        ("lr=tag(log,interval(1e-3,1e-1))", "space.lr.high: 0.03 -> 0.1"),
+        ("split_seed=1", "fixed.split_seed: 0 -> 1"),
+    ],
+)
+def test_identity_holds_what_is_trained(change, line):
+    before, after = load(["recipe=cnn"]), load(["recipe=cnn", change])
+    assert before.name == after.name
+    assert line in differences(before.identity, after.identity)
+
+
+def test_identity_holds_the_split_and_the_recipe_s_code(tiny):
+    arguments = [f"recipe={tiny}", "rate=0,0.1"]
+    first = load(arguments)
+    lines = differences(first.identity, load([*arguments, "split_seed=1"]).identity)
+    assert [line.partition(":")[0] for line in lines] == ["fixed.split_seed", "split"]
+    tiny.write_text(f"{RECIPE}# changed\n")
+    (line,) = differences(first.identity, load(arguments).identity)
+    assert line.startswith("code: ")
+
+
+def test_identity_does_not_hold_where_the_recipe_s_file_lies(tiny, folder):
+    (folder / "tiny.py").write_text(RECIPE)
+    assert load(["recipe=tiny.py", "rate=0,0.1"]).identity == load([f"recipe={tiny}", "rate=0,0.1"]).identity
+
+
+def test_differences_name_what_was_added_and_removed():
+    old, new = {"a": 1, "space": {"lr": {"low": 1}, "x": 2}}, {"a": 1, "space": {"lr": {"low": 2}, "y": 3}}
+    assert differences(old, new) == ["space.lr.low: 1 -> 2", "space.x: 2 -> absent", "space.y: absent -> 3"]
+
+
+# -- changing the budget
+
+
+def test_budget_of_an_existing_study_changes_alone():
+    study = load(["recipe=cnn", "trials=50", "retries=0"])
+    changed = change_budget(study, ["trials=80", "timeout=1h"])
+    assert (changed.budget.trials, changed.budget.timeout_seconds, changed.budget.retries) == (80, 3600, 0)
+    assert changed.identity == study.identity
+    assert change_budget(study, []) == study
+
+
+@pytest.mark.parametrize("argument", ["lr=1", "recipe=mlp", "data=digits", "seed=1", "study=other"])
+def test_other_keys_of_an_existing_study_do_not_change(argument):
+    study = load(["recipe=cnn"])
+    with pytest.raises(UsageError, match=r"cannot be changed in an existing study; allowed: trials, workers"):
+        change_budget(study, [argument])
+
+
+def test_study_whose_recipe_changed_cannot_go_on(tiny):
+    study = load([f"recipe={tiny}", "rate=0,0.1"])
+    check_unchanged(study)
+    tiny.write_text(f"{RECIPE}# changed\n")
+    with pytest.raises(UsageError, match=r"cannot go on, what it is made of has changed: code: \w+… -> \w+…$"):
+        check_unchanged(study)
+    tiny.unlink()
+    with pytest.raises(UsageError, match="does not exist"):
+        check_unchanged(study)
+
+
+def test_study_whose_data_changed_cannot_go_on():
+    study = load(["recipe=cnn"])
+    check_unchanged(study)
+    with pytest.raises(UsageError, match=r"has changed: data: \w+… -> \w+…$"):
+        check_unchanged(study.model_copy(update={"data_fingerprint": "f" * 64}))

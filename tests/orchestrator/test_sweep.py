@@ -1,0 +1,141 @@
+"""The coordinator through the installed `orch`: what a study is, when it is complete, and what may change."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import re
+import struct
+import subprocess
+import termios
+from pathlib import Path
+
+import pytest
+
+from tests.support.orch import COUNTING, ORCH, Orch
+
+pytestmark = pytest.mark.slow
+
+
+@pytest.fixture
+def orch(tmp_path):
+    return Orch(tmp_path)
+
+
+def test_study_is_completed_once_extended_and_kept_to_its_identity(orch):
+    arguments = orch.counting(trials=3, epochs=2)
+    first = orch(*arguments)
+    assert "winner" in first.stdout
+    assert "orch promote s" in first.stdout
+    assert "study s is complete: 3 trials" in orch(*arguments).stdout
+    assert orch.begun().total() == 6, "nothing was trained again"
+
+    refused = orch(*arguments, "lr=0.5", code=2)
+    assert "fixed.lr: 0.003 -> 0.5" in refused.stderr
+    assert orch.begun().total() == 6
+
+    params = [orch.json("show", f"s/{trial}")["config"]["hidden"] for trial in range(3)]
+    orch(*orch.counting(trials=5, epochs=2))
+    assert orch.recorded() == {trial: [1, 2] for trial in range(5)}
+    assert [orch.json("show", f"s/{trial}")["config"]["hidden"] for trial in range(3)] == params
+
+
+def test_resume_refuses_a_recipe_that_changed(orch, tmp_path):
+    mine = tmp_path / "mine.py"
+    mine.write_text(Path(COUNTING).read_text())
+    arguments = ["sweep", f"recipe={mine}", "study=s", "hidden=4,8", "epochs=2", "trials=2", "export=none"]
+    orch(*arguments)
+    mine.write_text(mine.read_text() + "# changed\n")
+    refused = orch("resume", "s", "trials=3", code=2)
+    assert refused.stderr.count("\n") == 1
+    assert "code: " in refused.stderr
+
+
+def test_same_seed_draws_the_same_parameters(orch, tmp_path):
+    drawn = []
+    for folder in ("a", "b"):
+        (tmp_path / folder).mkdir()
+        here = Orch(tmp_path / folder)
+        here(*here.counting("lr=tag(log,interval(1e-3,1e-1))", trials=3, epochs=1, sampler="random", seed=7))
+        drawn.append([here.json("show", f"s/{trial}")["config"]["lr"] for trial in range(3)])
+    assert drawn[0] == drawn[1]
+    assert len(set(drawn[0])) == 3
+
+
+def test_timeout_stops_and_the_same_command_goes_on(orch):
+    arguments = orch.counting(trials=4, epochs=4, pause_seconds=0.5)
+    stopped = orch(*arguments, "timeout=2s")
+    assert "orch resume s" in stopped.stdout
+    states = orch.json("status", "s")["states"]
+    assert states["running"] == 0
+    assert states["complete"] < 4
+    orch(*arguments, "timeout=1h")
+    assert orch.recorded() == {trial: [1, 2, 3, 4] for trial in range(4)}
+
+
+def test_pruned_trials_stop_at_a_rung_and_the_rest_is_exported(orch):
+    orch(*orch.counting(trials=8, epochs=9, pruner="asha", export="best", lr="tag(log,interval(1e-4,1e-1))"))
+    rows = orch.json("compare", "s")
+    pruned = [row for row in rows if row["state"] == "pruned"]
+    assert pruned
+    assert {row["epochs"] for row in pruned} <= {1, 3}
+    complete = [row for row in rows if row["state"] == "complete"]
+    assert complete
+    assert all(row["epochs"] == 9 for row in complete)
+    assert [row["value"] for row in complete] == sorted((row["value"] for row in complete), reverse=True)
+    onnx = orch.json("show", f"s/{complete[0]['trial']}")["onnx"]
+    assert onnx["error"] is None
+    assert onnx["max_difference"] < 1e-4
+
+
+def test_train_runs_one_configuration_and_knows_it_again(orch):
+    arguments = ["train", f"recipe={COUNTING}", "hidden=5", "epochs=2", f"journal={orch.journal}"]
+    orch(*arguments)
+    assert "is complete" in orch(*arguments).stdout
+    orch(*arguments, "lr=0.01")
+    assert orch.begun().total() == 4
+    names = [row["study"] for row in orch.json("ls")]
+    assert len(names) == 2
+    assert all(name.startswith("counting-") for name in names)
+
+
+def test_inline_executor_gives_the_same_numbers_as_processes(orch, tmp_path):
+    values = []
+    for executor in ("inline", "local"):
+        arguments = [key for key in orch.counting(trials=1, epochs=2, executor=executor) if key != "study=s"]
+        orch(*arguments, f"study={executor}")
+        values.append([epoch["metrics"] for epoch in orch.json("show", f"{executor}/0")["epochs"]])
+    first, second = (json.dumps(metrics) for metrics in values)
+    assert first == second
+
+
+def test_terminal_shows_a_bar_for_each_worker_and_the_best_so_far(orch):
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("HHHH", 40, 120, 0, 0))
+    command = [ORCH, *orch.counting(trials=4, epochs=3, pause_seconds=0.4, workers=2)]
+    environment = {**orch.environment, "TERM": "xterm-256color"}
+    process = subprocess.Popen(command, cwd=orch.folder, env=environment, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    shown = b""
+    with contextlib.suppress(OSError):  # Linux says so when the other end is closed
+        while data := os.read(ours, 1 << 16):
+            shown += data
+    os.close(ours)
+    assert process.wait() == 0
+    text = re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", shown.decode())
+    assert "Traceback" not in text
+    assert re.search(r"worker-0 trial \d ━+╺?━* *2/3 val_accuracy 0\.\d{4}", text)
+    assert re.search(r"best 0\.\d{4} \(trial \d\)  ·  3 finished, 0 pruned, 0 failed of 4  ·  0:\d\d left", text)
+
+
+def test_delete_asks_and_then_leaves_nothing(orch):
+    orch(*orch.counting(trials=1, epochs=1))
+    kept = orch("delete", "s", code=None)
+    assert kept.returncode != 0, "nobody said yes"
+    assert orch.json("status", "s")["total"] == 1
+    assert orch.json("delete", "s", "--yes")["deleted"]
+    assert "unknown study" in orch("status", "s", code=2).stderr
+    assert not (orch.home / "trials" / "s").exists()

@@ -1,0 +1,134 @@
+"""The installed `orch` as a user runs it: real processes in a state folder of their own."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections import Counter
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import psutil
+
+from orchestrator.store import Record
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterator
+
+ORCH = str(Path(sys.executable).with_name("orch"))
+COUNTING = str(Path(__file__).with_name("counting.py"))
+
+
+class Orch:
+    """One state folder and the commands run in it."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.home = folder / "mlruns"
+        self.journal = folder / "journal"
+        self.environment = {**os.environ, "ORCH_HOME": str(self.home)}
+        self.environment.pop("MLFLOW_TRACKING_URI", None)
+
+    def __call__(self, *arguments: str, code: int | None = 0, seconds: float = 300) -> subprocess.CompletedProcess[str]:
+        """Run a command to its end; `code` is the exit code it must have (None: any)."""
+        done = subprocess.run(
+            [ORCH, *arguments], cwd=self.folder, env=self.environment, capture_output=True, text=True, timeout=seconds
+        )
+        if code is not None:
+            assert done.returncode == code, f"orch {arguments} gave {done.returncode}:\n{done.stdout}\n{done.stderr}"
+        return done
+
+    def json(self, *arguments: str) -> Any:
+        """What a command prints with --json."""
+        return json.loads(self(*arguments, "--json").stdout)
+
+    @contextlib.contextmanager
+    def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
+        """A command that goes on while the test does something to it; nothing of it is left afterwards."""
+        process = subprocess.Popen(
+            [ORCH, *arguments],
+            cwd=self.folder,
+            env=self.environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+            start_new_session=True,
+        )
+        try:
+            yield process
+        finally:
+            for left in [*descendants(process.pid), *([psutil.Process(process.pid)] if process.poll() is None else [])]:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    left.kill()
+            process.communicate()
+
+    def counting(self, *keys: str, **fields: Any) -> list[str]:
+        """Arguments of a sweep of the counting recipe, written down in the journal."""
+        chosen = {"hidden": "range(4,16)", "journal": str(self.journal), "pruner": "none", "export": "none", **fields}
+        return ["sweep", f"recipe={COUNTING}", "study=s", *(f"{key}={value}" for key, value in chosen.items()), *keys]
+
+    def begun(self) -> Counter[tuple[int, int]]:
+        """How often each (trial, epoch) was begun."""
+        if not self.journal.exists():
+            return Counter()
+        lines = self.journal.read_text().splitlines()
+        return Counter((int(trial), int(epoch)) for trial, epoch in map(str.split, lines))
+
+    @contextlib.contextmanager
+    def record(self) -> Iterator[Record]:
+        """The record, opened for reading."""
+        record = Record.open(f"sqlite:///{self.home / 'orch.db'}")
+        try:
+            yield record
+        finally:
+            record.close()
+
+    def recorded(self) -> dict[int, list[int]]:
+        """The epochs that the record holds of each trial of study `s`."""
+        with self.record() as record:
+            study = record.study("s")
+            epochs = record.epochs(study.id)
+            return {trial.number: [e.number for e in epochs.get(trial.number, [])] for trial in record.trials(study.id)}
+
+
+def descendants(pid: int) -> list[psutil.Process]:
+    """All living processes below `pid`."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return [child for child in psutil.Process(pid).children(recursive=True) if alive(child)]
+    return []
+
+
+def children(pid: int, module: str) -> list[psutil.Process]:
+    """The children that run `python -m module`."""
+    found = []
+    for child in descendants(pid):
+        with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
+            if module in child.cmdline():
+                found.append(child)
+    return found
+
+
+def alive(process: psutil.Process) -> bool:
+    """Whether a process runs; a zombie does not."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    return False
+
+
+def wait_until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> None:
+    """Wait for a condition, and fail if it does not come."""
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline, f"waited {seconds} s for {what or condition}"
+        time.sleep(0.02)
+
+
+def kill(process: psutil.Process | subprocess.Popen[str]) -> None:
+    """Send SIGKILL; one that is gone already is fine."""
+    with contextlib.suppress(ProcessLookupError, psutil.NoSuchProcess):
+        os.kill(process.pid, signal.SIGKILL)
