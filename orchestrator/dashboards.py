@@ -26,8 +26,8 @@ from typing import TYPE_CHECKING
 from sqlalchemy import make_url
 
 from orchestrator.errors import UnavailableError, UsageError
+from orchestrator.mirrors.mlflow_store import address, opening_store
 from orchestrator.processes import Channel, Pinger, serve_parent, spawn
-from orchestrator.registry import address
 from orchestrator.settings import HOME_VARIABLE, MLFLOW_VARIABLE, RECORD_VARIABLE, Settings
 from orchestrator.store import Record
 
@@ -200,6 +200,8 @@ def loopback_only(app: WSGIApplication, port: int) -> WSGIApplication:
 
 
 def _serve_mlflow(settings: Settings, port: int) -> None:
+    with opening_store(settings):
+        pass  # the server would make the tables as well, but leave half of them if it is killed meanwhile
     command = [sys.executable, "-m", "mlflow", "server", "--host", LOOPBACK, "--port", str(port), "--workers", "1"]
     command += ["--allowed-hosts", ",".join(_hosts(port))]
     command += ["--no-serve-artifacts", "--default-artifact-root", str(settings.artifacts)]

@@ -21,7 +21,7 @@ from urllib.request import url2pathname
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError, UsageError
-from orchestrator.mirrors import opening
+from orchestrator.mirrors.mlflow_store import address, opening_store
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -51,7 +51,7 @@ class Registry:
         logging.getLogger("mlflow").setLevel(logging.WARNING)
         logging.getLogger("alembic").setLevel(logging.WARNING)
         self._uri = settings.tracking_uri
-        with opening(settings), self._told():
+        with opening_store(settings), self._told():
             # Where the registry is a database, MLflow looks a version's source up through its global store.
             mlflow.set_tracking_uri(self._uri)
             self._client = mlflow.MlflowClient(self._uri, self._uri)
@@ -142,12 +142,6 @@ class Registry:
             text = str(error).replace(self._uri, address(self._uri)).strip()
             reason = (text.splitlines() or [type(error).__name__])[0]
             raise UnavailableError(f"MLflow at {address(self._uri)}: {reason}") from error
-
-
-def address(uri: str) -> str:
-    """The address of a store or a server without user and password."""
-    parts = urlsplit(uri)
-    return parts._replace(netloc=parts.netloc.rpartition("@")[2]).geturl()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ matters how often, or after what crash, it is given one: what is there already i
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import importlib
 import sqlite3
@@ -113,18 +114,33 @@ def opening(settings: Settings) -> Iterator[None]:
         raise UnavailableError(f"another process holds {lock} for more than {OPEN_SECONDS:.0f} s") from error
 
 
-def prepare_sqlite(url: str) -> None:
-    """Set the database at `url` to write-ahead logging, if it is SQLite: readers do not block, commits are cheap."""
+def prepare_sqlite(url: str, create_tables: Callable[[str], None] | None = None) -> None:
+    """Set the database at `url` to write-ahead logging, if it is SQLite: readers do not block, commits are cheap.
+
+    `create_tables` is for those who would not get over being killed in the middle of it: a file that is not there yet
+    is made elsewhere, and gets its name once it is whole.
+    """
     parsed = make_url(url)
     if parsed.get_backend_name() != "sqlite" or not parsed.database:
         return
     file = Path(parsed.database)
     try:
         file.parent.mkdir(parents=True, exist_ok=True)
+        if create_tables is not None and not (file.exists() and file.stat().st_size):
+            _create_whole(url, file, create_tables)
         with closing(sqlite3.connect(file, timeout=OPEN_SECONDS)) as connection:
             connection.execute("PRAGMA journal_mode=WAL")
     except (OSError, sqlite3.Error) as error:
         raise UnavailableError(f"{file} is not usable: {error}") from error
+
+
+def _create_whole(url: str, file: Path, create_tables: Callable[[str], None]) -> None:
+    prefix = ".new-"
+    folder, _, name = url.rpartition("/")
+    for left in file.parent.glob(f"{prefix}{glob.escape(file.name)}*"):  # by one who was killed here
+        left.unlink()
+    create_tables(f"{folder}/{prefix}{name}")
+    file.with_name(prefix + file.name).replace(file)
 
 
 def finite_or_none(value: Any) -> float | None:

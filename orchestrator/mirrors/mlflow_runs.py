@@ -31,11 +31,12 @@ from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
 from requests import RequestException
-from sqlalchemy import delete, make_url, select
-from sqlalchemy.exc import ArgumentError, SQLAlchemyError
+from sqlalchemy import delete, select
+from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError
-from orchestrator.mirrors import finite_or_none, opening, prepare_sqlite, study_key
+from orchestrator.mirrors import finite_or_none, study_key
+from orchestrator.mirrors.mlflow_store import address, is_server, opening_store
 from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 
@@ -181,11 +182,10 @@ class MlflowRuns:
     # -- what there is
 
     def _connect(self) -> MlflowClient:
-        if _is_server(self._uri):
+        if is_server(self._uri):
             return MlflowClient(self._uri)
         try:
-            with opening(self._settings):
-                prepare_sqlite(self._uri)
+            with opening_store(self._settings):
                 return MlflowClient(self._uri)
         except SQLAlchemyError as error:
             raise self._unusable(error) from error
@@ -196,7 +196,7 @@ class MlflowRuns:
         if found is None:
             try:
                 # A server knows where its artifacts go; in a database's URL nothing says so.
-                location = None if _is_server(self._uri) else self._settings.artifacts.as_uri()
+                location = None if is_server(self._uri) else self._settings.artifacts.as_uri()
                 return str(self._client.create_experiment(name, artifact_location=location))
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
@@ -459,21 +459,6 @@ class MlflowRuns:
 
     def _unusable(self, error: Exception) -> UnavailableError:
         return UnavailableError(f"MLflow at {self._address} is not usable now: {_cause(error)}")
-
-
-def address(uri: str) -> str:
-    """A tracking URI without user and password."""
-    if _is_server(uri):
-        parts = urlsplit(uri)
-        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
-    try:
-        return make_url(uri).render_as_string()
-    except ArgumentError:
-        return uri
-
-
-def _is_server(uri: str) -> bool:
-    return urlsplit(uri).scheme in {"http", "https"}
 
 
 def _cause(error: Exception) -> str:

@@ -6,7 +6,7 @@ from contextlib import closing
 
 import pytest
 
-from orchestrator import mirrors
+from orchestrator.mirrors.mlflow_store import opening_store
 from tests.support.sweeps import Sweep, settings_of
 
 
@@ -16,9 +16,9 @@ def empty_home(tmp_path_factory):
     from mlflow import MlflowClient
 
     home = tmp_path_factory.mktemp("empty")
-    url = settings_of(home).tracking_uri
-    mirrors.prepare_sqlite(url)
-    MlflowClient(url).search_experiments()
+    settings = settings_of(home)
+    with opening_store(settings):
+        MlflowClient(settings.tracking_uri).search_experiments()
     with closing(sqlite3.connect(home / "mlflow.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that tests copy
     return home

@@ -17,9 +17,10 @@ LAYERS = [
     {"cli"},
     {"live", "render", "dashboards", "views"},
     {"sweep", "mirror", "promote"},
-    {"mirrors", "mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
+    {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"models", "mirror_process"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "pruning", "provenance", "worker"},
+    {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
     {"study", "study_files", "overrides", "processes"},
     {"leases", "store", "space"},
@@ -30,10 +31,9 @@ ALLOWED_UPWARDS = {
     ("executors.inline", "worker"),  # the inline executor runs a worker's code in its own thread
     ("store", "leases"),  # for types only
     ("mirror_process", "sweep"),  # for types only
-    ("registry", "mirrors"),  # both open MLflow's database, which must not be made by two at once
 }
 THIRD_PARTY = {
-    "mlflow": {"mirrors.mlflow_runs", "registry"},
+    "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
     "optuna": {"search", "mirrors.optuna_storage"},
     "optuna_dashboard": {"dashboards"},
     "onnxruntime": {"inference"},

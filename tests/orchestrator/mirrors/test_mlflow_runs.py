@@ -27,7 +27,7 @@ from orchestrator.errors import UnavailableError
 from orchestrator.leases import Holding
 from orchestrator.mirror import Follower, lag, sync
 from orchestrator.mirrors import Place, study_key
-from orchestrator.mirrors.mlflow_runs import address
+from orchestrator.mirrors.mlflow_store import address
 from orchestrator.tables import Reason, State
 from tests.support.orch import wait_until
 from tests.support.sweeps import MirrorProcess, Sweep, expected, in_mlflow, runs_of, settings_of, value_of

@@ -1,0 +1,54 @@
+"""MLflow's store as everything here opens it: with tables that are there whole or not at all."""
+
+from __future__ import annotations
+
+from contextlib import contextmanager
+from typing import TYPE_CHECKING
+from urllib.parse import urlsplit
+
+from sqlalchemy import make_url
+from sqlalchemy.exc import ArgumentError
+
+from orchestrator.mirrors import opening, prepare_sqlite
+
+if TYPE_CHECKING:
+    from collections.abc import Iterator
+
+    from orchestrator.settings import Settings
+
+
+@contextmanager
+def opening_store(settings: Settings) -> Iterator[None]:
+    """While a client is made no other process here makes one; a local database has its tables by then.
+
+    Raises:
+        UnavailableError: the database's file cannot be used.
+        SQLAlchemyError: its tables cannot be made.
+    """
+    with opening(settings):
+        if not is_server(settings.tracking_uri):
+            prepare_sqlite(settings.tracking_uri, _create_tables)
+        yield
+
+
+def is_server(uri: str) -> bool:
+    """Whether a tracking URI names a server, and not a database."""
+    return urlsplit(uri).scheme in {"http", "https"}
+
+
+def address(uri: str) -> str:
+    """A tracking URI without user and password."""
+    if is_server(uri):
+        parts = urlsplit(uri)
+        return parts._replace(netloc=parts.netloc.rpartition("@")[2], query="").geturl()
+    try:
+        return make_url(uri).render_as_string()
+    except ArgumentError:
+        return uri
+
+
+def _create_tables(url: str) -> None:
+    from mlflow.db import upgrade
+
+    assert upgrade.callback is not None, "`mlflow db upgrade` is a command"
+    upgrade.callback(url)
