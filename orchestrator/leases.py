@@ -23,6 +23,7 @@ from sqlalchemy import update
 from sqlalchemy.exc import IntegrityError
 
 from orchestrator.errors import HeldError, UnavailableError
+from orchestrator.processes import LEASE_SECONDS
 from orchestrator.tables import LeaseRow
 
 if TYPE_CHECKING:
@@ -32,7 +33,6 @@ if TYPE_CHECKING:
 
     from orchestrator.store import Record
 
-LEASE_SECONDS = 15.0
 RENEW_SECONDS = 2.0
 LOOK_SECONDS = 0.25
 

@@ -8,6 +8,7 @@ what they have, and say when they are opened what they lack.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import sys
@@ -40,6 +41,7 @@ RETRY_SECONDS = (1.0, 30.0)  # the first and the longest pause after a failure; 
 CHANGES_AT_ONCE = 500
 TRIALS_AT_ONCE = 50
 NICENESS = 5  # training goes first
+GC_THRESHOLD = 100_000  # MLflow's import makes half a million objects that stay, and need not be looked through
 
 logger = logging.getLogger(__name__)
 
@@ -328,6 +330,7 @@ def _hold(record: Record, study: str) -> Holding:
 
 def _main(name: str, descriptor: int) -> None:
     os.nice(NICENESS)
+    gc.set_threshold(GC_THRESHOLD)
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(message)s")
     logging.getLogger("alembic").setLevel(logging.WARNING)
     inbox: SimpleQueue[dict[str, Any] | FencedError] = SimpleQueue()

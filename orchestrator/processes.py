@@ -16,16 +16,17 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from typing import TYPE_CHECKING, Any
-
-from orchestrator.leases import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping, Sequence
     from pathlib import Path
 
+LEASE_SECONDS = 15.0  # of silence, after which a process is taken to sleep or to be dead
 PING_SECONDS = 3.0
 KILL_SECONDS = 5.0
+RECEIVED_BYTES = 1 << 16
 
 
 class Channel:
@@ -45,17 +46,30 @@ class Channel:
         """The socket's descriptor, for selectors; -1 once closed."""
         return self._socket.fileno()
 
-    def send(self, message: Mapping[str, Any]) -> None:
+    def send(self, message: Mapping[str, Any], descriptors: Sequence[int] = ()) -> None:
         """Send one message; a peer that is gone is no error here, its silence is noticed elsewhere."""
+        line = json.dumps(message).encode() + b"\n"
         with self._lock, contextlib.suppress(OSError):
-            self._socket.sendall(json.dumps(message).encode() + b"\n")
+            sent = socket.send_fds(self._socket, [line], descriptors) if descriptors else 0
+            self._socket.sendall(line[sent:])
 
     def receive(self) -> list[dict[str, Any]] | None:
         """Wait for data and return the messages that are whole by then; None at the end of the stream."""
         try:
-            data = self._socket.recv(1 << 16)
+            data = self._socket.recv(RECEIVED_BYTES)
         except OSError:
             return None
+        return self._messages(data)
+
+    def receive_with_descriptors(self) -> tuple[list[dict[str, Any]] | None, list[int]]:
+        """Like `receive`, with the descriptors that came along; one at a time."""
+        try:
+            data, descriptors, _, _ = socket.recv_fds(self._socket, RECEIVED_BYTES, 1)
+        except OSError:
+            return None, []
+        return self._messages(data), descriptors
+
+    def _messages(self, data: bytes) -> list[dict[str, Any]] | None:
         if not data:
             return None
         *lines, self._buffer = (self._buffer + data).split(b"\n")
@@ -66,6 +80,16 @@ class Channel:
         with selectors.DefaultSelector() as selector:
             selector.register(self._socket, selectors.EVENT_READ)
             return bool(selector.select(seconds))
+
+    def finish(self, seconds: float) -> None:
+        """Send nothing more, and wait for at most `seconds` until the peer closes its end as well."""
+        if self.fileno() < 0:
+            return
+        with contextlib.suppress(OSError):
+            self._socket.shutdown(socket.SHUT_WR)
+        deadline = time.monotonic() + seconds
+        while self.wait(max(0.0, deadline - time.monotonic())) and self.receive() is not None:
+            pass
 
     def close(self) -> None:
         """Close the socket; the peer sees the end of the stream."""
@@ -86,10 +110,25 @@ class Child:
         self.process.wait(KILL_SECONDS)
         self.channel.close()
 
+    @property
+    def pid(self) -> int:
+        """The number of its process."""
+        return self.process.pid
+
+    def exit_code(self) -> int | None:
+        """How it ended, minus the signal's number if by one; None if it runs."""
+        return self.process.poll()
+
+
+def connected() -> tuple[Channel, socket.socket]:
+    """A channel, and the other end of it for a child."""
+    ours, theirs = socket.socketpair()
+    return Channel(ours), theirs
+
 
 def spawn(module: str, arguments: Sequence[str], *, log: Path, environment: Mapping[str, str]) -> Child:
     """Start `python -m module arguments… FD` in a session of its own; its output goes to the end of `log`."""
-    ours, theirs = socket.socketpair()
+    ours, theirs = connected()
     log.parent.mkdir(parents=True, exist_ok=True)
     with theirs, log.open("ab") as output:
         process = subprocess.Popen(
@@ -101,7 +140,7 @@ def spawn(module: str, arguments: Sequence[str], *, log: Path, environment: Mapp
             pass_fds=[theirs.fileno()],
             start_new_session=True,
         )
-    return Child(process, Channel(ours))
+    return Child(process, ours)
 
 
 def serve_parent(channel: Channel, handle: Callable[[dict[str, Any]], None]) -> None:

@@ -38,6 +38,7 @@ if TYPE_CHECKING:
     from types import FrameType
 
     from orchestrator.executors import Slot
+    from orchestrator.forkserver import ForkServer
     from orchestrator.settings import Settings
 
 POLL_SECONDS = 0.5
@@ -79,8 +80,12 @@ class Outcome:
     mirror_lag: int  # changes that the mirrors still lack
 
 
-def run(study: Study, settings: Settings, monitor: Monitor, *, resume: bool = False) -> Outcome:
+def run(
+    study: Study, settings: Settings, monitor: Monitor, server: ForkServer | None = None, *, resume: bool = False
+) -> Outcome:
     """Bring a study to its number of trials, whatever an earlier process left of it.
+
+    Local workers are forked from `server`; without one each is a new process that imports torch.
 
     Raises:
         UsageError: the study exists with another identity.
@@ -94,7 +99,7 @@ def run(study: Study, settings: Settings, monitor: Monitor, *, resume: bool = Fa
         _check_identity(record.find_study(study.name), study)
         with Holding(record, f"study:{study.name}") as lease, _Signals() as signals:
             row = _write_study(record, lease, study)
-            return _Coordinator(study, row, settings, record, lease, monitor, signals).run()
+            return _Coordinator(study, row, settings, record, lease, monitor, signals, server).run()
     finally:
         record.close()
 
@@ -192,9 +197,11 @@ class _Coordinator:
         lease: Lease,
         monitor: Monitor,
         signals: _Signals,
+        server: ForkServer | None,
     ) -> None:
         self._study, self._row, self._settings = study, row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
+        self._server = server
         self._pruner = PRUNERS[study.budget.pruner]
         self._search = Search(study.space, study.budget.sampler, study.seed)
         self._trials: dict[int, tables.Trial] = {}
@@ -250,7 +257,8 @@ class _Coordinator:
         num_ended = sum(trial.state.finished for trial in self._trials.values())
         num_left = max(1, self._study.budget.trials - num_ended)  # 1: there may be an export to do
         slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left)
-        return LocalExecutor(slots, self._settings.logs / self._study.name)
+        exports = self._study.budget.num_exports > 0
+        return LocalExecutor(slots, self._settings.logs / self._study.name, self._server, exports=exports)
 
     # -- training
 

@@ -1,4 +1,4 @@
-"""One slot in a process of its own: jobs in, events out. `python -m orchestrator.worker FD`.
+"""One slot in a process of its own: jobs in, events out. `python -m orchestrator.worker NAME FD`.
 
 It knows neither Optuna nor MLflow nor the record. Its environment (devices, threads) is set by who starts it, before
 torch is imported; its output goes to a log file.
@@ -234,10 +234,11 @@ class _ProcessPort:
         return self._decisions.get()
 
 
-def main() -> None:
-    """Do jobs until the parent ends."""
+def serve(channel: Channel, name: str) -> None:
+    """Do jobs until the parent ends; `name` is shown by `ps` and `top`, where the system can."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
-    channel = Channel.inherited(int(sys.argv[-1]))
+    with contextlib.suppress(OSError):
+        Path("/proc/self/comm").write_text(name)
     port = _ProcessPort(channel)
     serve_parent(channel, port.receive)
     importlib.import_module("recipes.loop")  # torch, before the first job asks for it
@@ -246,4 +247,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    serve(Channel.inherited(int(sys.argv[-1])), sys.argv[1])

@@ -6,7 +6,9 @@ and `probabilities` (B, K) float32. Its metadata hold `class_names` as a JSON li
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import functools
 import json
 from typing import TYPE_CHECKING
 
@@ -77,6 +79,18 @@ def export_onnx(model: nn.Module, info: ImageInfo, path: Path, metadata: Mapping
     write_whole(path, exported.SerializeToString())
 
 
+def warm_up() -> None:
+    """Export something small, so that the next export in this process, or in one forked from it, takes a fifth."""
+    from tqdm import tqdm  # type: ignore[import-untyped]  # torch's exporter uses it
+
+    from recipes.data import ImageInfo
+
+    tqdm.monitor_interval = 0  # no thread to watch progress bars that nobody sees: forks need a process with one
+    names = ("no", "yes")
+    info = ImageInfo(channels=1, height=4, width=4, num_classes=len(names), class_names=names, mean=(0.5,), std=(0.5,))
+    _exported(_deployed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info), info)
+
+
 def parity(model: nn.Module, info: ImageInfo, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
     """The largest difference of an output of the file from PyTorch's, on several batches and sizes of these images.
 
@@ -126,6 +140,7 @@ def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
     # Neither one image nor the model's own size: torch takes a 1, or two equal sizes, for fixed.
     example = torch.zeros(2, info.height + 3, info.width + 5, info.channels, dtype=torch.uint8)
     free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    _keep_translations()
     try:
         program = torch.onnx.export(
             deployed,
@@ -143,6 +158,18 @@ def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
         raise ExportError(f"torch can't export the model: {reason}") from error
     assert program is not None
     return program.model_proto
+
+
+@functools.cache
+def _keep_translations() -> None:
+    """Let the exporter make its table of operators once a process; it parses 500 functions for each export anew.
+
+    That is two fifths of an export's time. The table is private to torch: where it is not found all is as it was.
+    """
+    with contextlib.suppress(ImportError, AttributeError):
+        from torch.onnx._internal.exporter._registration import ONNXRegistry
+
+        ONNXRegistry.from_torchlib = staticmethod(functools.cache(ONNXRegistry.from_torchlib))  # type: ignore[method-assign]
 
 
 def _drop_notes(model: ModelProto) -> None:

@@ -9,7 +9,8 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UnavailableError
-from orchestrator.executors import EpochEnded, Event, Slot, TrialFailed, decode, encode
+from orchestrator.executors import EpochEnded, Event, ExportSpec, Slot, TrialFailed, decode, encode
+from orchestrator.forkserver import Forked, ForkServer
 from orchestrator.processes import Child, Pinger, spawn
 from orchestrator.tables import Reason
 
@@ -20,6 +21,8 @@ if TYPE_CHECKING:
     from orchestrator.executors import Decision, Job
 
 MAX_IDLE_DEATHS = 3  # a worker that dies this often with no job on it will never start
+WORKER = "orchestrator.worker"
+FOR_EXPORTS = "recipes.export:warm_up"
 
 
 def num_cores() -> int:
@@ -54,18 +57,27 @@ def visible_gpus(device: str) -> list[str]:
 
 
 class LocalExecutor:
-    """Worker processes, one a slot, kept over trials and started again when they die."""
+    """Worker processes, one a slot, kept over trials and started again when they die.
 
-    def __init__(self, slots: Sequence[Slot], logs: Path) -> None:
+    With a `server` they are forked from it. `exports` says that trained models will be exported: a second server is
+    then made ready for it, since the first export of a process takes three times as long as the next.
+    """
+
+    def __init__(
+        self, slots: Sequence[Slot], logs: Path, server: ForkServer | None = None, *, exports: bool = False
+    ) -> None:
         self.slots = slots
         self._logs = logs
+        self._server = server
         self._pinger = Pinger()
         self._selector = selectors.DefaultSelector()
-        self._children: dict[str, Child] = {}
+        self._children: dict[str, Child | Forked] = {}
+        self._exporters: set[str] = set()  # slots whose worker is of the second server
         self._jobs: dict[str, Job] = {}
         self._idle_deaths = 0
         for slot in slots:
-            self._start(slot)
+            self._start(slot, server)
+        self._export_server = ForkServer(FOR_EXPORTS, source=server) if server and exports else None
 
     def free_slots(self) -> list[Slot]:
         """The slots with no job on them."""
@@ -74,6 +86,10 @@ class LocalExecutor:
     def submit(self, job: Job, slot: Slot) -> None:
         """Send `job` to the slot's worker; one that still starts takes it up as soon as it can."""
         assert slot.name not in self._jobs, f"slot {slot.name} is busy"
+        if isinstance(job, ExportSpec) and self._export_server is not None and slot.name not in self._exporters:
+            self._end(slot)
+            self._start(slot, self._export_server)
+            self._exporters.add(slot.name)
         self._jobs[slot.name] = job
         self._children[slot.name].channel.send(encode(job))
 
@@ -100,13 +116,28 @@ class LocalExecutor:
         self._pinger.stop()
         for child in self._children.values():
             child.kill()
+        if self._export_server is not None:
+            self._export_server.close()
         self._selector.close()
 
-    def _start(self, slot: Slot) -> None:
-        child = spawn("orchestrator.worker", [], log=self._logs / f"{slot.name}.log", environment=_environment(slot))
+    def _start(self, slot: Slot, server: ForkServer | None) -> None:
+        log, environment = self._logs / f"{slot.name}.log", _environment(slot)
+        child: Child | Forked
+        if server is not None:
+            child = server.fork(WORKER, [slot.name], log=log, environment=environment)
+        else:
+            child = spawn(WORKER, [slot.name], log=log, environment=environment)
         self._children[slot.name] = child
         self._selector.register(child.channel, selectors.EVENT_READ, slot)
         self._pinger.add(child.channel)
+
+    def _end(self, slot: Slot) -> int | None:
+        """End a slot's worker, if it has not ended yet, and say how it did."""
+        child = self._children[slot.name]
+        self._selector.unregister(child.channel)
+        child.kill()
+        self._exporters.discard(slot.name)
+        return child.exit_code()
 
     def _received(self, slot: Slot, message: dict[str, Any]) -> Event:
         event: Event = decode(message)
@@ -115,16 +146,13 @@ class LocalExecutor:
         return event
 
     def _lost(self, slot: Slot) -> list[Event]:
-        child = self._children[slot.name]
-        self._selector.unregister(child.channel)
-        child.kill()
+        how = _how_it_ended(self._end(slot))
         job = self._jobs.pop(slot.name, None)
-        how = _how_it_ended(child.process.returncode)
         if job is None:
             self._idle_deaths += 1
             if self._idle_deaths >= MAX_IDLE_DEATHS:
                 raise UnavailableError(f"{slot.name} {how} at its start; see {self._logs / slot.name}.log")
-        self._start(slot)
+        self._start(slot, self._server)
         if job is None:
             return []
         return [TrialFailed(trial=job.trial, attempt=job.attempt, reason=Reason.LOST, message=f"{slot.name} {how}")]
@@ -137,7 +165,9 @@ def _environment(slot: Slot) -> dict[str, str]:
     return {**chosen, "CUDA_VISIBLE_DEVICES": ",".join(slot.devices)} if slot.devices else chosen
 
 
-def _how_it_ended(code: int) -> str:
+def _how_it_ended(code: int | None) -> str:
+    if code is None:
+        return "was lost"
     if code == -signal.SIGKILL:
         return "was killed (signal 9), by hand or because memory ran out"
     return f"was ended by signal {-code}" if code < 0 else f"ended with code {code}"

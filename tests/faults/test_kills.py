@@ -14,7 +14,7 @@ import pytest
 
 from tests.support.orch import Orch, alive, children, descendants, kill, wait_until
 
-WORKER, MIRROR = "orchestrator.worker", "orchestrator.mirror"
+WORKER, SERVER, MIRROR = "worker-", "orchestrator.forkserver", "orchestrator.mirror"
 
 
 @pytest.fixture
@@ -31,7 +31,7 @@ def test_thirty_random_kills_leave_exactly_fifty_trials(orch):
     num_trials, num_epochs, num_kills = 50, 4, 30
     chance = random.Random(0)
     arguments = orch.counting(trials=num_trials, epochs=num_epochs, pause_seconds=0.45, retries=30)
-    kills = {"coordinator": 0, WORKER: 0, MIRROR: 0}
+    kills = {"coordinator": 0, WORKER: 0, SERVER: 0, MIRROR: 0}
     while sum(kills.values()) < num_kills:
         with orch.running(*arguments) as sweep:
             wait_until(lambda: children(sweep.pid, WORKER), what="workers")

@@ -22,9 +22,9 @@ LAYERS = [
     {"registry", "ledger", "gates", "inference", "compare", "search", "pruning", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
-    {"study", "study_files", "overrides", "processes"},
-    {"leases", "store", "space"},
-    {"tables", "settings"},
+    {"study", "study_files", "overrides"},
+    {"leases", "store", "space", "forkserver"},
+    {"tables", "settings", "processes"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {

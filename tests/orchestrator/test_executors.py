@@ -24,6 +24,7 @@ from orchestrator.executors import (
 )
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots
+from orchestrator.forkserver import worker_server
 from orchestrator.tables import Reason
 
 COUNTING = str(Path(__file__).parents[1] / "support" / "counting.py")
@@ -37,15 +38,26 @@ def home(tmp_path_factory):
         yield folder
 
 
-@pytest.fixture(scope="module", params=["inline", "local"])
+@pytest.fixture(scope="module")
+def server():
+    with worker_server() as made:
+        yield made
+
+
+@pytest.fixture(scope="module", params=["inline", "spawned", "forked"])
 def executor(request, home):
-    made = InlineExecutor(threads=1) if request.param == "inline" else local(home)
+    if request.param == "inline":
+        made = InlineExecutor(threads=1)
+    elif request.param == "spawned":
+        made = local(home)
+    else:
+        made = local(home, request.getfixturevalue("server"))
     yield made
     made.close()
 
 
-def local(tmp_path, workers=1):
-    return LocalExecutor(plan_slots(workers, [], num_useful=workers), tmp_path / "logs")
+def local(tmp_path, server=None, workers=1):
+    return LocalExecutor(plan_slots(workers, [], num_useful=workers), tmp_path / "logs", server, exports=True)
 
 
 def spec(tmp_path, trial=0, attempt=1, decision_epochs=(), earlier=(), recorded=0, recipe=COUNTING, **config):
@@ -186,8 +198,13 @@ def test_failed_export_says_why(executor, tmp_path):
 # -- processes only
 
 
-def test_killed_worker_is_lost_and_replaced(tmp_path):
-    executor = local(tmp_path)
+@pytest.fixture(params=["spawned", "forked"])
+def maybe_server(request):
+    return request.getfixturevalue("server") if request.param == "forked" else None
+
+
+def test_killed_worker_is_lost_and_replaced(maybe_server, tmp_path):
+    executor = local(tmp_path, maybe_server)
     try:
         executor.submit(spec(tmp_path, epochs=50, pause_seconds=0.05), executor.free_slots()[0])
         collect(executor, lambda event: event.number == 2)
@@ -203,8 +220,8 @@ def test_killed_worker_is_lost_and_replaced(tmp_path):
         executor.close()
 
 
-def test_closed_executor_leaves_no_process(tmp_path):
-    executor = local(tmp_path, workers=2)
+def test_closed_executor_leaves_no_process(maybe_server, tmp_path):
+    executor = local(tmp_path, maybe_server, workers=2)
     executor.submit(spec(tmp_path, epochs=500, pause_seconds=0.05), executor.free_slots()[0])
     collect(executor, lambda event: event.number == 1)
     found = workers_of(executor)
@@ -214,7 +231,7 @@ def test_closed_executor_leaves_no_process(tmp_path):
 
 
 def workers_of(executor):
-    return [psutil.Process(child.process.pid) for child in executor._children.values()]
+    return [psutil.Process(child.pid) for child in executor._children.values()]
 
 
 def test_cores_are_shared_out_over_workers():

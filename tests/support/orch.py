@@ -103,12 +103,12 @@ def descendants(pid: int) -> list[psutil.Process]:
     return []
 
 
-def children(pid: int, module: str) -> list[psutil.Process]:
-    """The children that run `python -m module`."""
+def children(pid: int, what: str) -> list[psutil.Process]:
+    """The descendants that run `python -m what`, or whose name begins so."""
     found = []
     for child in descendants(pid):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if module in child.cmdline():
+            if what in child.cmdline() or child.name().startswith(what):
                 found.append(child)
     return found
 
