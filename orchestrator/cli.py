@@ -244,21 +244,26 @@ def ui(port: Annotated[int, typer.Option(help="First of three ports.")] = 5000) 
 
 def main() -> None:
     """Run the command line; errors of ours are one line on standard error and an exit code."""
-    gc.set_threshold(GC_THRESHOLD)
     try:
         app()
     except OrchError as error:
         print(f"orch: {error}", file=sys.stderr)
-        code = error.exit_code
+        sys.exit(error.exit_code)
     except KeyboardInterrupt:
-        code = 130
+        sys.exit(130)
+
+
+def process() -> None:
+    """Be the process `orch`: `main`, quick to start and to leave."""
+    gc.set_threshold(GC_THRESHOLD)
+    try:
+        main()
     except SystemExit as end:
         if not isinstance(end.code, int):
             raise
-        code = end.code
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(code)  # Python would take torch and MLflow apart for most of a second
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(end.code)  # Python would take torch and MLflow apart for most of a second
 
 
 # -- what commands share

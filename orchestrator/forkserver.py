@@ -67,6 +67,7 @@ class ForkServer:
         self._names, self._source = names, source
         self._lock = threading.Lock()
         self._pinger = Pinger()
+        self._has_children = False
         self._server = self._start()
 
     def fork(self, module: str, arguments: Sequence[str] = (), *, log: Path, environment: Mapping[str, str]) -> Forked:
@@ -87,6 +88,7 @@ class ForkServer:
         if answer is None:
             ours.close()
             raise UnavailableError(f"the process that workers are forked from does not start ({' '.join(self._names)})")
+        self._has_children = True
         return Forked(int(answer["pid"]), ours, self)
 
     def collect(self, pid: int) -> int | None:
@@ -97,7 +99,8 @@ class ForkServer:
     def close(self) -> None:
         """End the server, which first collects those of its children that are dead; the others live on."""
         self._pinger.stop()
-        self._server.channel.finish(KILL_SECONDS)
+        if self._has_children:  # else it may still import, which nobody wants to wait for
+            self._server.channel.finish(KILL_SECONDS)
         self._server.kill()
 
     def _start(self) -> Child | Forked:
@@ -171,14 +174,15 @@ def _fork(request: Mapping[str, Any], descriptors: list[int], channel: Channel) 
     code = 1
     try:
         channel.close()
-        code = _become(request, descriptor)
+        own = Channel.inherited(descriptor)  # open to the very end: the parent kills what has closed it
+        code = _become(request, own)
     finally:  # never back into the server's own frames
         sys.stdout.flush()
         sys.stderr.flush()
         os._exit(code)
 
 
-def _become(request: Mapping[str, Any], descriptor: int) -> int:
+def _become(request: Mapping[str, Any], channel: Channel) -> int:
     """Run the child and return its exit code."""
     os.setsid()
     log = os.open(request["log"], os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o666)
@@ -187,7 +191,7 @@ def _become(request: Mapping[str, Any], descriptor: int) -> int:
     os.environ.update(request["environment"])
     gc.enable()
     try:
-        importlib.import_module(request["fork"]).serve(Channel.inherited(descriptor), *request["arguments"])
+        importlib.import_module(request["fork"]).serve(channel, *request["arguments"])
     except SystemExit as end:
         return end.code if isinstance(end.code, int) else int(end.code is not None)
     except BaseException:

@@ -205,6 +205,7 @@ def test_corrupt_record_is_named_and_untouched(orch):
     assert [(path.name, path.read_bytes()) for path in orch.home.iterdir()] == [("orch.db", content)]
 
 
+@pytest.mark.slow
 def test_study_that_runs_is_neither_run_twice_nor_deleted(orch):
     sweep = Sweep(settings_of(orch.home), name="s")
     try:

@@ -44,7 +44,7 @@ def server():
         yield made
 
 
-@pytest.fixture(scope="module", params=["inline", "spawned", "forked"])
+@pytest.fixture(scope="module", params=["inline", pytest.param("spawned", marks=pytest.mark.slow), "forked"])
 def executor(request, home):
     if request.param == "inline":
         made = InlineExecutor(threads=1)
@@ -198,7 +198,7 @@ def test_failed_export_says_why(executor, tmp_path):
 # -- processes only
 
 
-@pytest.fixture(params=["spawned", "forked"])
+@pytest.fixture(params=[pytest.param("spawned", marks=pytest.mark.slow), "forked"])
 def maybe_server(request):
     return request.getfixturevalue("server") if request.param == "forked" else None
 

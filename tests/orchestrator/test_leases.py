@@ -155,6 +155,7 @@ def test_holder_on_another_host_is_waited_for_one_lease(record, short):
     assert held(record)[0] >= SHORT
 
 
+@pytest.mark.slow
 def test_stopped_holder_is_taken_over_after_the_lease_and_fenced_when_it_wakes(record, start, short):
     holder = start()
     assert holder.heard() == "held 1"
@@ -258,6 +259,7 @@ def test_moved_clock_costs_no_living_holder_its_lease(record, start, tmp_path, h
     assert holder.ask("write") == "written"
 
 
+@pytest.mark.slow
 @on_sqlite
 @pytest.mark.parametrize("hours", [1, -1])
 def test_moved_clock_shortens_and_lengthens_no_lease(record, start, tmp_path, hours, short):

@@ -136,6 +136,7 @@ def test_corrupt_storage_is_named_and_left_alone(sweep):
     assert lag(sweep.record, sweep.study.id) == {"tensorboard": 0, "optuna": 7, "mlflow": 0}
 
 
+@pytest.mark.slow
 def test_second_mirror_of_a_study_is_refused(sweep):
     with Holding(sweep.record, "mirror:s"), pytest.raises(HeldError, match="mirror:s is held by process"):
         sync(sweep.settings)

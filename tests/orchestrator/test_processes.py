@@ -127,6 +127,7 @@ def test_killed_parent_takes_child_and_descendants_along_within_five_seconds(tmp
         wait_until(lambda: gone(parent.family), 5)
 
 
+@pytest.mark.slow
 def test_parent_stopped_for_longer_than_the_lease_loses_child_and_descendants(tmp_path):
     with Parent(tmp_path / "log", 1) as parent:
         time.sleep(2)
@@ -137,6 +138,7 @@ def test_parent_stopped_for_longer_than_the_lease_loses_child_and_descendants(tm
         assert parent.process.poll() is None
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("hours", [1, -1])
 def test_moved_clock_ends_no_child(tmp_path, hours):
     clock = Clock(tmp_path / "clock")
@@ -147,6 +149,7 @@ def test_moved_clock_ends_no_child(tmp_path, hours):
         assert all(map(alive, parent.family))
 
 
+@pytest.mark.slow
 def test_pinger_keeps_all_channels_awake_until_they_close(tmp_path, monkeypatch):
     monkeypatch.setattr(processes, "PING_SECONDS", 0.1)
     pinger = Pinger()

@@ -128,6 +128,7 @@ def test_promote_again_changes_nothing_and_says_so(settings):
     assert len(ledger_of(settings)) == 2
 
 
+@pytest.mark.slow
 def test_a_better_model_takes_over_and_rollback_swaps(settings):
     replace_study(settings, WEAK)
     assert promote(settings).test_accuracy < 0.5
@@ -191,6 +192,7 @@ def test_a_champion_that_was_trained_on_test_images_stops_promotion(settings):
     assert aliases_of(settings) == {"champion": "1"}
 
 
+@pytest.mark.slow
 def test_a_model_that_started_from_one_of_another_split_is_refused(settings):
     replace_study(settings, STRONG, split_seed=1)
     elsewhere = shutil.copy(attempt_of(settings, 0) / "best.safetensors", settings.home / "other.safetensors")
@@ -231,6 +233,7 @@ def test_an_onnx_file_of_other_weights_is_refused(settings):
         promote(settings)
 
 
+@pytest.mark.slow
 def test_a_champion_whose_bytes_changed_stops_promotion_and_rollback(settings):
     replace_study(settings, WEAK)
     promote(settings)
@@ -285,6 +288,7 @@ def test_unknown_names_and_unfinished_studies_are_one_line(settings):
 # -- others at the same time, and kills
 
 
+@pytest.mark.slow
 def test_a_second_promotion_at_once_is_told_who_holds_it(settings):
     with (
         closing(Record.open(settings.record_url)) as record,
@@ -294,6 +298,7 @@ def test_a_second_promotion_at_once_is_told_who_holds_it(settings):
         promote(settings)
 
 
+@pytest.mark.slow
 def test_an_alias_that_someone_moved_meanwhile_is_left_alone(settings, monkeypatch):
     replace_study(settings, WEAK)
     promote(settings)

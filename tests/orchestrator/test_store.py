@@ -482,6 +482,7 @@ def test_damaged_page_is_one_line_when_it_is_read(lite):
     assert hashlib.sha256(path.read_bytes()).digest() == hashlib.sha256(content).digest()
 
 
+@pytest.mark.slow
 def test_writer_waits_for_a_database_that_another_program_holds(lite):
     record, path = lite
     study = new_study(record)

@@ -244,6 +244,7 @@ def _mounts() -> bool:
     )
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not _mounts(), reason="a small disk of the test's own needs the right to mount one")
 def test_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     mount = 'mount -t tmpfs -o size=8m tmpfs "$0" && exec "$@"'
