@@ -132,7 +132,7 @@ class Writer:
     ) -> Future[None]:
         """Begin to write the generation of the last epoch of `history`; the future is done when it is durable.
 
-        `state["model"]` is what is stored as the best weights where `best_metadata` is given.
+        `state["average"]`, or else `state["model"]`, is stored as the best weights where `best_metadata` is given.
 
         Raises:
             OSError: the generation before could not be written.
@@ -147,7 +147,8 @@ class Writer:
         self, state: dict[str, Any], history: list[dict[str, Any]], best_metadata: Mapping[str, str] | None
     ) -> None:
         last = history[-1]
-        best = self._write_best(state["model"], last, best_metadata) if best_metadata else self._kept[-1].record["best"]
+        weights = state.get("average", state["model"])
+        best = self._write_best(weights, last, best_metadata) if best_metadata else self._kept[-1].record["best"]
         name = f"epoch-{last['number']:04}.pt"
         data = _serialised(state)
         write_file(self._folder / name, data)

@@ -7,9 +7,9 @@ name alone (`lr`). Leaf names are therefore unique within a `Config`; `fields` r
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Literal, Protocol, Self, TypeVar
 
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -36,14 +36,57 @@ class DatasetConfig(Part):
 class OptimConfig(Part):
     """Optimiser, its schedule, and the loss it minimises."""
 
-    optimizer: Literal["adamw", "sgd"] = Field("adamw", description="optimiser; sgd is with Nesterov momentum")
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = Field(
+        "adamw", description="optimiser; muon takes the matrices and leaves the rest to adamw"
+    )
     lr: float = Field(3e-3, gt=0, description="peak learning rate")
     weight_decay: float = Field(1e-2, ge=0, description="decay of weights; norms and biases are spared")
-    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd")
-    schedule: Literal["cosine", "constant"] = Field("cosine", description="learning rate after the warm-up")
-    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up")
+    momentum: float = Field(0.9, ge=0, lt=1, description="momentum of sgd, rmsprop and muon")
+    nesterov: bool = Field(True, description="Nesterov's momentum in sgd and muon")
+    beta1: float = Field(0.9, ge=0, lt=1, description="decay of the mean gradient in adam and adamw")
+    beta2: float = Field(0.999, ge=0, lt=1, description="decay of the mean squared gradient in adam and adamw")
+    schedule: Literal["cosine", "constant", "linear", "exponential", "step", "multistep", "onecycle", "plateau"] = (
+        Field("cosine", description="learning rate after the warm-up")
+    )
+    warmup_epochs: float = Field(1.0, ge=0, description="epochs of linear warm-up, before any schedule")
+    final_lr: float = Field(
+        0.0, ge=0, le=1, description="where cosine, linear and exponential end, as a share of lr; exponential needs > 0"
+    )
+    gamma: float = Field(0.1, gt=0, lt=1, description="factor of each drop of step, multistep and plateau")
+    step_epochs: int = Field(10, gt=0, description="epochs between two drops of step")
+    milestones: str = Field("0.5 0.75", description="when multistep drops, as shares of all epochs")
+    plateau_epochs: int = Field(5, gt=0, description="epochs without a lower val_loss before plateau drops")
+    loss: Literal["cross_entropy", "focal"] = Field("cross_entropy", description="what is minimised in training")
+    focal_gamma: float = Field(
+        2.0, ge=0, le=10, description="how much focal leaves easy images aside; 0 is cross_entropy"
+    )
     label_smoothing: float = Field(0.0, ge=0, lt=1, description="share of the target spread over all classes")
+    balance: Literal["none", "loss", "sampler"] = Field(
+        "none", description="rare classes count for more in the loss, or are drawn more often by the sampler"
+    )
     clip_norm: float = Field(0.0, ge=0, description="largest gradient norm; 0 does not clip")
+    clip_value: float = Field(0.0, ge=0, description="largest gradient of a weight; 0 does not clip")
+    ema: float = Field(
+        0.0, ge=0, lt=1, description="decay a step of averaged weights, which are then validated and kept; 0 has none"
+    )
+
+    @field_validator("milestones", mode="before")
+    @classmethod
+    def _are_shares(cls, value: str | float) -> str:
+        milestones = str(value)  # a command line's single share is a number
+        try:
+            shares = [float(word) for word in milestones.split()]
+        except ValueError:
+            shares = []
+        if not shares or not all(0 < share < 1 for share in shares):
+            raise ValueError(f"milestones={milestones!r} must be numbers between 0 and 1 with spaces between them")
+        return milestones
+
+    @model_validator(mode="after")
+    def _exponential_ends_above_zero(self) -> Self:
+        if self.schedule == "exponential" and not self.final_lr:
+            raise ValueError("schedule=exponential needs final_lr above 0, such as 0.01")
+        return self
 
 
 class AugmentConfig(Part):
@@ -59,10 +102,11 @@ class FitConfig(Part):
 
     epochs: int = Field(20, gt=0, description="passes over the training images")
     batch_size: int = Field(64, gt=0, description="images a step")
+    accumulate: int = Field(1, gt=0, description="parts that a batch is computed in, one after another, to save memory")
     patience: int = Field(0, ge=0, description="epochs without a better val_accuracy before stopping; 0 never stops")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, order, augmentation and dropout")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
-    precision: Literal["fp32", "bf16", "fp16"] = Field("fp32", description="arithmetic on CUDA; elsewhere fp32")
+    precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="arithmetic on CUDA; elsewhere fp32")
 
 
 class TrainConfig(Protocol):

@@ -19,7 +19,7 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
-from recipes import checkpoint, data, optim
+from recipes import checkpoint, data, losses, optim
 from recipes.augment import Batches
 from recipes.config import TrainConfig, flatten, make
 from recipes.data import ImageInfo
@@ -111,7 +111,7 @@ def _train_on(config: TrainConfig, training: _Training, history: list[dict[str, 
     """Train epoch after epoch, each appended to `history`, until all are done or they no longer get better."""
     while len(history) < config.fit.epochs and not _is_stale(history, config.fit.patience):
         started = time.perf_counter()
-        metrics = training.epoch()
+        metrics = training.epoch(history)
         seconds = time.perf_counter() - started
         is_best = all(_rank(metrics) > _rank(earlier["metrics"]) for earlier in history)
         history.append({"number": len(history) + 1, "metrics": metrics, "seconds": seconds, "is_best": is_best})
@@ -206,8 +206,11 @@ class _Training:
         layout = torch.channels_last if convolves and device.type in ("cpu", "cuda") else torch.contiguous_format
         self._model = model.to(device).to(memory_format=layout)
         self._optimizer = optim.build(config.optim, model)
+        self._average = optim.WeightAverage(model, config.optim.ema) if config.optim.ema else None
         precision = config.fit.precision if device.type == "cuda" else "fp32"
-        self._autocast_type = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+        if device.type == "cuda":
+            _allow_tf32(precision == "tf32")
+        self._autocast_type = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
         self._scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
         shuffle_seed, augment_seed = np.random.SeedSequence(config.fit.seed).generate_state(2).tolist()
         self._shuffle = torch.Generator().manual_seed(shuffle_seed)
@@ -216,17 +219,20 @@ class _Training:
             dataset.train, dataset.info, memory_format=layout, augment=config.augment, generator=self._augment
         )
         self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
+        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info.num_classes)
+        self._labels = dataset.train.labels
+        self._num_classes = dataset.info.num_classes
         self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
         self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
         self._step = 0
 
-    def epoch(self) -> dict[str, float]:
-        """One pass over the training images and one over the validation images.
+    def epoch(self, history: list[dict[str, Any]]) -> dict[str, float]:
+        """One pass over the training images and one over the validation images, after those of `history`.
 
         Raises:
             DivergedError: a loss is not finite.
         """
-        train_loss, lr = self._train()
+        train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
         sums = torch.stack([train_loss, *self._evaluate()]).tolist()
         metrics = {
             "train_loss": sums[0] / self._num_train,
@@ -239,55 +245,82 @@ class _Training:
                 raise DivergedError(f"{name} is {metrics[name]} after {self._step} steps")
         return metrics
 
-    def _train(self) -> tuple[Tensor, float]:
+    def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses, on the device, and the last learning rate."""
-        config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
         self._model.train()
-        order = torch.randperm(self._num_train, generator=self._shuffle).to(self._device)
         total = torch.zeros((), device=self._device)
+        num_drops = optim.num_plateau_drops(self._config.optim, val_losses)
         # Equal parts: a short last batch would be a noisy step, and one image has no variance for a batch norm.
-        for rows in order.tensor_split(self._steps_per_epoch):
-            images, labels = self._train_batches(rows)
+        for rows in self._order().tensor_split(self._steps_per_epoch):
             lr = optim.learning_rate(
-                config, step=self._step, steps_per_epoch=self._steps_per_epoch, num_epochs=self._config.fit.epochs
+                self._config.optim,
+                step=self._step,
+                steps_per_epoch=self._steps_per_epoch,
+                num_epochs=self._config.fit.epochs,
+                num_drops=num_drops,
             )
-            optim.set_learning_rate(optimizer, lr)
-            logits = self._forward(images)
-            loss = cross_entropy(logits, labels, label_smoothing=config.label_smoothing)
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            if config.clip_norm:
-                scaler.unscale_(optimizer)
-                nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
-            scaler.step(optimizer)
-            scaler.update()
-            optimizer.zero_grad()
-            total += loss.detach() * len(rows)
-            self._step += 1
+            optim.set_learning_rate(self._optimizer, lr)
+            total += self._train_step(rows) * len(rows)
         return total, lr
+
+    def _order(self) -> Tensor:
+        """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
+        if self._config.optim.balance == "sampler":
+            weights = losses.class_weights(self._labels, self._num_classes)[self._labels].cpu()
+            order = torch.multinomial(weights, self._num_train, replacement=True, generator=self._shuffle)
+        else:
+            order = torch.randperm(self._num_train, generator=self._shuffle)
+        return order.to(self._device)
+
+    def _train_step(self, rows: Tensor) -> Tensor:
+        """One step on a batch; its mean loss."""
+        config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
+        total = torch.zeros((), device=self._device)
+        for part in rows.tensor_split(min(self._config.fit.accumulate, len(rows))):
+            images, targets = self._train_batches(part)
+            loss = self._loss(self._forward(self._model, images), targets) * (len(part) / len(rows))
+            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+            total += loss.detach()
+        if config.clip_norm or config.clip_value:
+            scaler.unscale_(optimizer)  # type: ignore[arg-type]
+        if config.clip_value:
+            nn.utils.clip_grad_value_(self._model.parameters(), config.clip_value)
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+        scaler.step(optimizer)  # type: ignore[arg-type]
+        scaler.update()
+        optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update(self._model, self._step)
+        self._step += 1
+        return total
 
     @torch.inference_mode()
     def _evaluate(self) -> tuple[Tensor, Tensor]:
         """Sum of the losses and number of right answers on the validation images, on the device."""
-        self._model.eval()
+        model = self._model if self._average is None else self._average.model
+        model.eval()
         total, correct = torch.zeros(2, device=self._device)
         rows = torch.arange(self._num_val, device=self._device)
         for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
             images, labels = self._val_batches(part)
-            logits = self._forward(images)
+            logits = self._forward(model, images)
             total += cross_entropy(logits, labels, reduction="sum")
             correct += (logits.argmax(1) == labels).sum()
         return total, correct
 
-    def _forward(self, images: Tensor) -> Tensor:
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         if self._autocast_type is None:
-            return cast("Tensor", self._model(images))
+            return cast("Tensor", model(images))
         with torch.autocast(self._device.type, self._autocast_type):
-            return cast("Tensor", self._model(images)).float()
+            return cast("Tensor", model(images)).float()
 
     def state(self) -> dict[str, Any]:
         """Everything that the next epoch depends on."""
+        average = {} if self._average is None else {"average": dict(self._average.model.state_dict())}
         return {
             "model": dict(self._model.state_dict()),
+            **average,
             "optimizer": self._optimizer.state_dict(),
             "scaler": self._scaler.state_dict(),
             "step": self._step,
@@ -299,6 +332,8 @@ class _Training:
     def load_state(self, state: Mapping[str, Any]) -> None:
         """Go on from what `state` gave."""
         self._model.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.model.load_state_dict(state["average"])
         self._optimizer.load_state_dict(state["optimizer"])
         if state["scaler"]:
             self._scaler.load_state_dict(state["scaler"])
@@ -328,6 +363,12 @@ def _metadata(config: TrainConfig, info: ImageInfo, recipe: str, epoch: Mapping[
         "metrics": epoch["metrics"],
     }
     return {METADATA_KEY: json.dumps(values)}
+
+
+def _allow_tf32(allowed: bool) -> None:
+    """Whether products of fp32 may be rounded to TF32; torch by itself allows it in convolutions."""
+    torch.backends.cuda.matmul.allow_tf32 = allowed
+    torch.backends.cudnn.allow_tf32 = allowed
 
 
 def _seed(seed: int) -> None:

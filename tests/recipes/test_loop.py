@@ -13,6 +13,7 @@ from torch import nn
 
 import recipes
 from recipes import checkpoint, cnn, data, loop, mlp
+from recipes.augment import Batches
 from recipes.config import make
 from recipes.data import Dataset, Split
 from recipes.loop import Attempt, DivergedError, ModelFileError
@@ -339,7 +340,18 @@ def test_convolutions_get_channels_last_batches_and_weights():
     assert all(layouts)
 
 
-@pytest.mark.parametrize("values", [{"clip_norm": 1e-3}, {"label_smoothing": 0.5}, {"weight_decay": 0.9}])
+@pytest.mark.parametrize(
+    "values",
+    [
+        {"clip_norm": 1e-3},
+        {"clip_value": 1e-3},
+        {"label_smoothing": 0.5},
+        {"weight_decay": 0.9},
+        {"nesterov": False},
+        {"loss": "focal"},
+        {"balance": "sampler"},
+    ],
+)
 def test_field_of_the_optimiser_changes_the_training(features, values):
     def run(**values: Any) -> list[float]:
         config = configured(optimizer="sgd", **values)
@@ -348,9 +360,74 @@ def test_field_of_the_optimiser_changes_the_training(features, values):
     assert run(**values) != run()
 
 
+def test_batch_in_parts_is_the_batch(features):
+    """A linear layer has no batch norm, whose statistics would be those of a part."""
+
+    def run(**values: Any) -> list[list[float]]:
+        found = loop.fit(configured(clip_norm=0.5, **values), linear, recipe="mlp", dataset=features)
+        return [list(epoch.metrics.values()) for epoch in found]
+
+    for parts in (2, 5, 999):
+        assert run(accumulate=parts) == [pytest.approx(metrics, rel=1e-4) for metrics in run()]
+
+
+def test_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
+    config = make(mlp.Config, {"epochs": 3, "batch_size": 64, "ema": 0.95, "width": 32})
+    *_, last = mlp.train(config, Attempt(folder=tmp_path))
+    model, info, _ = loop.restore_model(recipes.load("mlp"), tmp_path / "best.safetensors")
+    val = data.load(config.dataset).val
+    prepare = Batches(val, info, memory_format=torch.contiguous_format)
+    with torch.inference_mode():
+        images, labels = prepare(torch.arange(len(val.labels)))
+        accuracy = (model(images).argmax(1) == labels).float().mean().item()
+    assert last.is_best
+    assert accuracy == pytest.approx(last.metrics["val_accuracy"], abs=1 / len(labels))
+    *_, plain = mlp.train(make(mlp.Config, {"epochs": 3, "batch_size": 64, "width": 32}))
+    assert plain.metrics["train_loss"] == last.metrics["train_loss"], "training does not know of the average"
+    assert plain.metrics["val_loss"] != last.metrics["val_loss"]
+
+
+def test_sampler_draws_rare_classes_as_often_as_others(features):
+    rare = (torch.arange(len(features.train.labels)) % 8 == 0).long()
+    images = torch.nn.functional.one_hot(rare, 4).float()
+    seen: list[torch.Tensor] = []
+
+    class Watching(nn.Linear):
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            if self.training:
+                seen.append(x[:, 1])
+            return super().forward(x)
+
+    dataset = replace(features, train=Split(images=images, labels=rare))
+    config = configured(epochs=50, balance="sampler")
+    list(loop.fit(config, lambda *_: Watching(4, 4), recipe="mlp", dataset=dataset))
+    assert torch.cat(seen).mean().item() == pytest.approx(0.5, abs=0.1)
+
+
+def test_plateau_drops_the_rate_when_val_loss_stays(features):
+    epochs = scripted(features, [(0, 3.0)] * 6, schedule="plateau", plateau_epochs=1, gamma=0.5, lr=1.0)
+    assert [epoch.metrics["lr"] for epoch in epochs] == [1.0, 1.0, 1.0, 0.5, 0.5, 0.25]
+
+
+@pytest.mark.parametrize("optimizer", ["muon", "rmsprop"])
+def test_stopped_training_goes_on_with_the_same_bits_whatever_is_on(tmp_path, optimizer):
+    values = {"optimizer": optimizer, "ema": 0.9, "accumulate": 3, "balance": "sampler", "loss": "focal"}
+    values |= {"schedule": "plateau", "plateau_epochs": 1, "clip_value": 0.1, "dropout": 0.2, "lr": 0.05}
+    config = make(mlp.Config, {"epochs": 6, "batch_size": 128, "width": 16, "warmup_epochs": 0.0, **values})
+    straight = list(mlp.train(config, Attempt(folder=tmp_path / "straight")))
+    stopped = mlp.train(config, Attempt(folder=tmp_path / "first"))
+    begun = [next(stopped) for _ in range(3)]
+    stopped.close()
+    torch.manual_seed(99)
+    resumed = list(mlp.train(config, Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first")))
+    assert comparable([*begun, *resumed]) == comparable(straight)
+    best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("second", "straight")]
+    assert best[0] == best[1]
+
+
 @pytest.mark.gpu
 @pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp16"])
+@pytest.mark.parametrize("precision", ["fp32", "tf32", "bf16", "fp16"])
 def test_cuda_learns_in_every_precision(precision, tmp_path):
     config = make(cnn.Config, {"epochs": 8, "device": "cuda", "precision": precision, "clip_norm": 1.0})
     epochs = cnn.train(config, Attempt(folder=tmp_path / "1"))
