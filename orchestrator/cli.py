@@ -35,8 +35,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
+recipes_app = typer.Typer(help="List recipes, show their fields, copy one out for editing.", no_args_is_help=True)
+app.add_typer(recipes_app, name="recipes")
+
 Keys = Annotated[list[str], typer.Argument(metavar="key=value…", show_default=False)]
 StudyName = Annotated[str, typer.Argument(metavar="STUDY", show_default=False)]
+RecipeName = Annotated[
+    str, typer.Argument(metavar="RECIPE", help="A name, or a path to a .py file.", show_default=False)
+]
 AnyStudy = Annotated[str, typer.Argument(metavar="[STUDY]", show_default=False)]
 AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing else.")]
 
@@ -240,6 +246,38 @@ def ui(port: Annotated[int, typer.Option(help="First of three ports.")] = 5000) 
     from orchestrator.dashboards import ui as run_dashboards
 
     run_dashboards(_settings(), port)
+
+
+@recipes_app.command("ls")
+def list_recipes(as_json: AsJson = False) -> None:
+    """List the recipes: those that come along, and those of installed packages."""
+    from orchestrator import catalogue, render
+
+    rows = catalogue.rows()
+    if as_json:
+        return _print_json(rows)
+    return render.show_table(["recipe", "about"], [[row["recipe"], row["about"]] for row in rows])
+
+
+@recipes_app.command("show", no_args_is_help=True)
+def show_recipe(recipe: RecipeName, as_json: AsJson = False) -> None:
+    """Show every field of a recipe: what it takes, its default, what is searched, and what it means."""
+    from orchestrator import catalogue, render
+
+    rows = catalogue.field_rows(catalogue.load(recipe))
+    if as_json:
+        return _print_json(rows)
+    return render.show_table(list(rows[0]), [list(row.values()) for row in rows])
+
+
+@recipes_app.command("cp", no_args_is_help=True)
+def copy_recipe(recipe: RecipeName, file: Annotated[Path, typer.Argument(show_default=False)]) -> None:
+    """Copy a recipe to a file of yours, with its study file: orch recipes cp cnn my_cnn.py"""
+    from orchestrator import catalogue
+
+    for path in catalogue.copy(catalogue.load(recipe), file):
+        print(f"written   {path}")
+    print(f"next      orch sweep recipe={file}")
 
 
 def main() -> None:

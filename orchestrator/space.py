@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from pydantic import BeforeValidator, Discriminator, StrictBool, StrictFloat, StrictInt, StrictStr, Tag, model_validator
 
 from recipes.config import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
 
 Scalar = StrictBool | StrictInt | StrictFloat | StrictStr
 
@@ -80,3 +83,13 @@ def _kind(value: Any) -> str:
 
 
 Space = dict[str, Annotated[Annotated[Range, Tag("Range")] | Annotated[Choices, Tag("Choices")], Discriminator(_kind)]]
+
+
+def describe(searched: Mapping[str, Any]) -> str:
+    """What is searched, as a person would say it; `searched` is plain data, as a record keeps it."""
+    if "choices" in searched:
+        return ", ".join(map(str, searched["choices"]))
+    words = [f"{searched['low']} to {searched['high']}"]
+    words += ["log"] if searched.get("log") else []
+    words += [f"step {searched['step']}"] if searched.get("step") else []
+    return " ".join(words)

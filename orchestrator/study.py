@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from pydantic import Field, ValidationError
 
 import recipes
-from orchestrator import overrides, study_files
+from orchestrator import catalogue, overrides, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.space import Choices, Range, Scalar, Space
 from orchestrator.tables import MAX_NAME_LENGTH
@@ -205,12 +205,7 @@ def _load_recipe(argument: str) -> recipes.Recipe:
     reference = argument.partition("=")[2]
     if not reference:
         raise UsageError(f"recipe= is missing; known: {', '.join(recipes.names())}, or a path to a .py file")
-    try:
-        return recipes.load(reference)
-    except recipes.UnknownRecipeError as error:
-        raise UnknownNameError("recipe", error.name, error.names) from error
-    except recipes.RecipeFileError as error:
-        raise UsageError(str(error)) from error
+    return catalogue.load(reference)
 
 
 def _read_workers(text: str) -> Any:

@@ -76,6 +76,14 @@ def names() -> list[str]:
     return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
 
 
+def files() -> dict[str, Path]:
+    """The file of each of them by name, found without importing it."""
+    modules = {name: f"recipes.{name}" for name in BUILT_IN}
+    modules |= {entry.name: entry.module for entry in sorted(entry_points(group=ENTRY_POINTS))}
+    specs = {name: importlib.util.find_spec(module) for name, module in modules.items()}
+    return {name: Path(spec.origin) for name, spec in specs.items() if spec is not None and spec.origin is not None}
+
+
 def load(reference: str) -> Recipe:
     """Import the recipe called `reference`: a built-in name, a path to a `.py` file or an entry point.
 

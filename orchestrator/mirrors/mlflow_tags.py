@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.space import describe
+
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
@@ -18,17 +20,8 @@ def study_params(study: Study) -> dict[str, Any]:
         "recipe": study.recipe,
         "data": study.data,
         **{f"fixed.{name}": value for name, value in spec.get("fixed", {}).items()},
-        **{f"space.{name}": _shown(searched) for name, searched in spec.get("space", {}).items()},
+        **{f"space.{name}": describe(searched) for name, searched in spec.get("space", {}).items()},
     }
-
-
-def _shown(searched: Mapping[str, Any]) -> str:
-    if "choices" in searched:
-        return ", ".join(map(str, searched["choices"]))
-    words = [f"{searched['low']} to {searched['high']}"]
-    words += ["log"] if searched.get("log") else []
-    words += [f"step {searched['step']}"] if searched.get("step") else []
-    return " ".join(words)
 
 
 def study_tags(study: Study, key: str) -> dict[str, str]:

@@ -287,3 +287,13 @@ def test_json_is_all_that_is_on_standard_output(installed):
     assert json.dumps(orch.json("ls")[0]) == json.dumps(status)
     assert "did you mean" not in orch("show", "s/7", code=2).stderr
     assert "unknown study 'cnn'" in orch("compare", "cnn", code=2).stderr
+
+
+def test_recipes_are_listed_shown_and_copied(orch):
+    assert [row["recipe"] for row in orch.json("recipes", "ls")] == ["mlp", "cnn", "resnet", "vit", "transfer"]
+    assert "lr" in [row["field"] for row in orch.json("recipes", "show", "cnn")]
+    assert "A plain convolutional network" in orch("recipes", "ls").stdout
+    assert "learning rate" in orch("recipes", "show", "cnn").stdout
+    assert orch("recipes", "cp", "cnn", "my_cnn.py").stdout.splitlines()[-1] == "next      orch sweep recipe=my_cnn.py"
+    refused = orch("recipes", "cp", "cnn", "my_cnn.py", code=2)
+    assert refused.stderr == "orch: my_cnn.py is there already\n"
