@@ -215,15 +215,28 @@ def rollback(
 @app.command(no_args_is_help=True)
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE…", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER…", show_default=False)],
+    output: Annotated[Path | None, typer.Option(help="A .csv or .parquet file to write.", show_default=False)] = None,
+    skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name the class of PNG or JPEG images with a promoted model."""
-    from orchestrator import models
+    """Name the class of PNG or JPEG images with a promoted model; in folders, of all that are there."""
+    from orchestrator import predictions, render
 
-    rows = models.predict(_settings(), model, images)
+    if output is not None:
+        predictions.check_output(output)
+    bad: list[UsageError] = []
+    on_bad = bad.append if skip_bad else None
+    rows = predictions.predict(_settings(), model, images, on_bad=on_bad, follow=render.progress)
+    if bad:
+        print(f"orch: {len(bad)} file(s) left out; the first: {bad[0]}", file=sys.stderr)
+    if output is not None:
+        predictions.write(rows, output)
     if as_json:
         return _print_json(rows)
+    if output is not None:
+        print(f"written   {output}: {len(rows)} image(s)")
+        return None
     for row in rows:
         print(printable(f"{row['path']}  {row['class']}  {row['probability']:.4f}"))
     return None

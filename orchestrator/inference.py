@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -18,12 +19,14 @@ from PIL import Image, ImageOps
 from orchestrator.errors import UsageError
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from concurrent.futures import Future
     from pathlib import Path
 
     from numpy.typing import NDArray
 
 FORMATS = ("PNG", "JPEG")
+SUFFIXES = (".png", ".jpg", ".jpeg")
 MAX_PIXELS = 50_000_000  # a picture of 150 MB once decoded; larger ones are taken for decompression bombs
 BATCH_SIZE = 64
 # Where onnxruntime looks for weights that a model keeps in other files; by itself it looks in the working directory.
@@ -73,18 +76,41 @@ class Model:
         """
         return self._run("logits", pictures)
 
-    def classify(self, paths: Sequence[Path]) -> Iterator[Prediction]:
-        """The most probable class of each image file, in order.
+    def classify(
+        self, paths: Sequence[Path], on_bad: Callable[[UsageError], None] | None = None
+    ) -> Iterator[Prediction]:
+        """The most probable class of each image file, in order; files that are told to `on_bad` are left out.
 
         Raises:
-            UsageError: a file is not an image that can be read; the message names it.
+            UsageError: a file is not an image that can be read, and there is no `on_bad`; the message names it.
         """
-        for start in range(0, len(paths), BATCH_SIZE):
-            batch = paths[start : start + BATCH_SIZE]
-            rows = self._probabilities([decode(path, self.num_channels) for path in batch])
-            for path, row in zip(batch, rows, strict=True):
+        for batch in self._decoded(paths):
+            good: list[tuple[Path, NDArray[np.uint8]]] = []
+            for path, picture in batch:
+                try:
+                    good.append((path, picture.result()))
+                except UsageError as error:
+                    if on_bad is None:
+                        raise
+                    on_bad(error)
+            rows = self._probabilities([picture for _, picture in good])
+            for (path, _), row in zip(good, rows, strict=True):
                 best = int(row.argmax())
                 yield Prediction(path=str(path), class_name=self.class_names[best], probability=float(row[best]))
+
+    def _decoded(self, paths: Sequence[Path]) -> Iterator[list[tuple[Path, Future[NDArray[np.uint8]]]]]:
+        """Batches of files and their pictures; the next is decoded by threads while one is worked on."""
+        pool = ThreadPoolExecutor(thread_name_prefix="decode")
+        upcoming: list[tuple[Path, Future[NDArray[np.uint8]]]] = []
+        try:
+            for start in range(0, len(paths), BATCH_SIZE):
+                batch = paths[start : start + BATCH_SIZE]
+                ready, upcoming = upcoming, [(path, pool.submit(decode, path, self.num_channels)) for path in batch]
+                if ready:
+                    yield ready
+            yield upcoming
+        finally:
+            pool.shutdown(cancel_futures=True)
 
     def _probabilities(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
         """Probabilities `(N, K)` of pictures `(H, W, C)`, each of its own size; those of one size go together."""
@@ -100,6 +126,21 @@ class Model:
             raise UsageError(f"the model takes pictures {wanted}; found {pictures.dtype} {pictures.shape}")
         parts = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
         return np.concatenate([self._session.run([output], {"images": part})[0] for part in parts])
+
+
+def image_files(paths: Iterable[Path]) -> list[Path]:
+    """The files among `paths`, and those below its folders that are called like images, sorted in each.
+
+    Raises:
+        UsageError: a folder has none.
+    """
+    found: list[Path] = []
+    for path in paths:
+        files = sorted(file for file in path.rglob("*") if file.suffix.lower() in SUFFIXES) if path.is_dir() else [path]
+        if not files:
+            raise UsageError(f"{path} has no files that are called {', '.join(SUFFIXES)}")
+        found += files
+    return found
 
 
 def decode(path: Path, num_channels: int) -> NDArray[np.uint8]:

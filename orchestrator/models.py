@@ -1,4 +1,4 @@
-"""From a promoted model's name to its file, and from image files to its answers.
+"""From a promoted model's name to its file.
 
 MLflow's registry says which version a name stands for; the ledger says which bytes that version has.
 """
@@ -10,7 +10,7 @@ import re
 import tempfile
 from contextlib import closing
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from orchestrator import ledger
 from orchestrator.errors import UnknownNameError, UsageError
@@ -19,8 +19,6 @@ from orchestrator.store import Record
 from recipes.checkpoint import BEST
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from orchestrator.errors import RefusedError
     from orchestrator.settings import Settings
     from orchestrator.tables import Attempt, Promotion, Trial
@@ -56,19 +54,6 @@ def resolve_weights(settings: Settings, uri: str) -> Path:
         path = settings.attempt_folder(study.name, trial.number, attempt.number) / BEST
         check_hash(path, (attempt.manifest or {}).get(BEST, ""), UsageError)
         return path
-
-
-def predict(settings: Settings, uri: str, paths: Sequence[Path]) -> list[dict[str, Any]]:
-    """`path`, `class` and `probability` of image files, by a promoted model.
-
-    Raises:
-        UsageError: as of `resolve_model`, or a file is not an image.
-        UnavailableError: MLflow cannot be reached.
-    """
-    from orchestrator.inference import Model
-
-    model = Model(resolve_model(settings, uri))
-    return [prediction.to_json() for prediction in model.classify(paths)]
 
 
 def _resolve(settings: Settings, record: Record, uri: str) -> tuple[Registry, Promotion]:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from rich import box
 from rich.console import Console
+from rich.progress import track
 from rich.table import Table
 from rich.text import Text
 
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 
+T = TypeVar("T")
 WIDE = 1000  # columns of a pipe, which has no edge
 
 
@@ -70,6 +72,12 @@ def show_pairs(pairs: Mapping[str, object]) -> None:
     for name, value in pairs.items():
         lines = short(value).split("\n")  # a traceback has many
         print(f"{name:<{width}}  " + "\n".join(map(printable, lines)))
+
+
+def progress(items: Iterable[T], total: int) -> Iterable[T]:
+    """Count along on standard error, if that is a terminal."""
+    console = Console(stderr=True)
+    return track(items, "images", total, transient=True, console=console, disable=not console.is_terminal)
 
 
 def short(value: object) -> str:

@@ -18,6 +18,7 @@ LAYERS = [
     {"live", "render", "dashboards", "views"},
     {"sweep", "mirror", "promote"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
+    {"predictions"},
     {"models", "mirror_process"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "pruning", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},

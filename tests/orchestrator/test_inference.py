@@ -13,7 +13,7 @@ import torch
 from PIL import Image
 
 from orchestrator.errors import UsageError
-from orchestrator.inference import MAX_PIXELS, Model, decode
+from orchestrator.inference import MAX_PIXELS, Model, decode, image_files
 from recipes.data import ImageInfo
 from recipes.export import export_onnx
 
@@ -191,3 +191,34 @@ def test_an_onnx_model_of_someone_else_is_refused(files, tmp_path):
     onnx.save_model(model, tmp_path / "x.onnx")
     with pytest.raises(UsageError, match="is not an ONNX model of ours: 'class_names'"):
         Model(tmp_path / "x.onnx")
+
+
+def test_many_files_are_classified_in_order_batch_after_batch(files, tmp_path):
+    levels = [0, 128, 255] * 50
+    paths = [picture(tmp_path, f"{number:03}.png", level) for number, level in enumerate(levels)]
+    paths[70].write_text("no image")
+    told = []
+    found = list(Model(files[1]).classify(paths, told.append))
+    expected = [(str(path), NAMES[level // 127]) for path, level in zip(paths, levels, strict=True)]
+    assert [(each.path, each.class_name) for each in found] == expected[:70] + expected[71:]
+    assert [str(paths[70]) in str(error) for error in told] == [True]
+
+
+def test_files_that_are_all_bad_leave_nothing(files, tmp_path):
+    paths = [tmp_path / f"{number}.png" for number in range(3)]
+    told = []
+    assert list(Model(files[1]).classify(paths, told.append)) == []
+    assert len(told) == 3
+
+
+def test_images_of_a_folder_are_found_by_their_names_and_sorted(tmp_path):
+    for name in ("b/2.JPG", "b/1.png", "a.jpeg", "c.txt", "d.gif"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    found = image_files([tmp_path / "c.txt", tmp_path])
+    assert [str(path.relative_to(tmp_path)) for path in found] == ["c.txt", "a.jpeg", "b/1.png", "b/2.JPG"]
+
+
+def test_folder_without_images_is_named(tmp_path):
+    with pytest.raises(UsageError, match=f"{tmp_path.name} has no files that are called"):
+        image_files([tmp_path])

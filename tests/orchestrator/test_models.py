@@ -18,7 +18,8 @@ from mlflow import MlflowClient
 from PIL import Image
 
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
-from orchestrator.models import predict, resolve_model, resolve_weights
+from orchestrator.models import resolve_model, resolve_weights
+from orchestrator.predictions import predict
 from orchestrator.promote import promote
 from orchestrator.registry import Registry
 from orchestrator.settings import HOME_VARIABLE
@@ -79,6 +80,26 @@ def test_predict_names_class_and_probability_of_each_file(settings, tmp_path):
     assert sum(row["class"] == label for row, label in zip(rows, classes, strict=True)) >= 95
     assert all(0.1 < row["probability"] <= 1 for row in rows)
     assert rows[0].keys() == {"path", "class", "probability"}
+
+
+def test_predict_takes_the_images_of_folders_and_leaves_out_what_is_told(settings, tmp_path):
+    (tmp_path / "folder" / "deeper").mkdir(parents=True)
+    paths, _ = write_digits(tmp_path / "folder" / "deeper", 3)
+    bad, told, counted = tmp_path / "folder" / "b.png", [], []
+    bad.write_text("no image")
+    (tmp_path / "folder" / "notes.txt").write_text("not called like one")
+
+    def follow(found, total):
+        counted.append(total)
+        return found
+
+    with pytest.raises(UsageError, match=r"b\.png is not a whole"):
+        predict(settings, CHAMPION, [tmp_path / "folder"])
+    rows = predict(settings, CHAMPION, [tmp_path / "folder"], on_bad=told.append, follow=follow)
+    assert [row["path"] for row in rows] == [str(path) for path in paths]
+    assert len(told) == 1
+    assert str(bad) in str(told[0])
+    assert counted == [4]
 
 
 def test_alias_and_version_are_the_same_file(settings):
