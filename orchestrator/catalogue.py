@@ -38,7 +38,7 @@ def load(reference: str) -> recipes.Recipe:
 
 def rows() -> list[dict[str, Any]]:
     """A row a recipe that needs no path: `recipe`, `about` and `file`; none is imported, with torch, for that."""
-    files = recipes.files()
+    files = recipes.sources()
     return [{"recipe": name, "about": _about(file), "file": str(file)} for name, file in files.items()]
 
 

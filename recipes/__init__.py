@@ -76,7 +76,7 @@ def names() -> list[str]:
     return [*BUILT_IN, *sorted(entry.name for entry in entry_points(group=ENTRY_POINTS))]
 
 
-def files() -> dict[str, Path]:
+def sources() -> dict[str, Path]:
     """The file of each of them by name, found without importing it."""
     modules = {name: f"recipes.{name}" for name in BUILT_IN}
     modules |= {entry.name: entry.module for entry in sorted(entry_points(group=ENTRY_POINTS))}
