@@ -243,6 +243,36 @@ def predict(
 
 
 @app.command()
+def evaluate(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="[STUDY|TRIAL]", help="A study's best, or a trial as of `orch show`.", show_default=False
+        ),
+    ] = "",
+    split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    as_json: AsJson = False,
+) -> None:
+    """Show how good a trial is: accuracy, F1, AUROC, calibration, each class, and the most frequent mistakes.
+
+    The confusion matrix is in --json. The test images are for the end: choosing by them spoils them.
+    """
+    from orchestrator import evaluate as evaluation
+    from orchestrator import render, views
+
+    with _record() as record:
+        study, number = views.find_study_or_trial(record, target)
+    found = evaluation.evaluate(_settings(), study.name, number, split=split)
+    if as_json:
+        return _print_json(found)
+    render.show_pairs({name: found[name] for name in ("study", "trial", "split", "images")} | found["metrics"])
+    render.show_table(
+        list(found["classes"][0]), [[render.short(cell) for cell in row.values()] for row in found["classes"]]
+    )
+    return render.show_table(["class", "taken for", "images"], found["mistakes"])
+
+
+@app.command()
 def sync(study: AnyStudy = "") -> None:
     """Bring MLflow, the Optuna storage and TensorBoard up to the record."""
     from orchestrator.mirror import sync as sync_mirrors

@@ -82,6 +82,25 @@ def find_trial(record: Record, reference: str) -> tuple[Study, int]:
         return session.get_one(Study, run.study_id), run.trial
 
 
+def find_study_or_trial(record: Record, reference: str) -> tuple[Study, int | None]:
+    """The study that `reference` names, or the newest if it is empty; else the trial as of `find_trial`.
+
+    Raises:
+        UsageError: neither.
+    """
+    if not reference:
+        return record.newest_study(), None
+    found = record.find_study(reference)
+    if found is not None:
+        return found, None
+    try:
+        return find_trial(record, reference)
+    except UnknownNameError:
+        raise
+    except UsageError:
+        return record.study(reference), None  # whose error offers the nearest name
+
+
 def trial_details(record: Record, settings: Settings, study: Study, number: int) -> dict[str, Any]:
     """Everything that the record holds of one trial."""
     trial = record.trial(study.id, number)

@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "orchestrator").rgl
 LAYERS = [
     {"cli"},
     {"live", "render", "dashboards", "views"},
-    {"sweep", "mirror", "promote"},
+    {"sweep", "mirror", "promote", "evaluate"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"models", "mirror_process"},
