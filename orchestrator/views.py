@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from orchestrator.store import Record
     from orchestrator.sweep import Outcome
 
+MODEL_METRICS = ("num_parameters", "flops")  # what the first epoch tells of the model, and no later one
+
 
 @dataclass(frozen=True, kw_only=True)
 class Summary:
@@ -105,7 +107,7 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
     """Everything that the record holds of one trial."""
     trial = record.trial(study.id, number)
     assert trial is not None, "find_trial found it"
-    attempts = record.attempts(trial.id)
+    attempts, epochs = record.attempts(trial.id), record.epochs(study.id).get(number, [])
     export = record.exports(study.id, failed=True).get(number)
     return {
         "study": study.name,
@@ -119,14 +121,20 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "threads": trial.threads,
         "run_id": record.run_ids(study.id).get(number),
         "folder": _last_folder(record, settings, study, number),
+        "model": {name: value for epoch in epochs for name, value in epoch.metrics.items() if name in MODEL_METRICS},
         "config": trial.config,
         "attempts": [
             {"number": a.number, "worker": a.worker, "state": a.state.value, "reason": a.reason and a.reason.value}
             for a in attempts
         ],
         "epochs": [
-            {"number": epoch.number, "metrics": epoch.metrics, "seconds": epoch.seconds, "attempt": epoch.attempt}
-            for epoch in record.epochs(study.id).get(number, [])
+            {
+                "number": epoch.number,
+                "metrics": {name: value for name, value in epoch.metrics.items() if name not in MODEL_METRICS},
+                "seconds": epoch.seconds,
+                "attempt": epoch.attempt,
+            }
+            for epoch in epochs
         ],
         "files": dict((attempts[-1].manifest if attempts else None) or {}),
         "onnx": {"sha256": export.sha256, "max_difference": export.max_difference, "error": export.error}

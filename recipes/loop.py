@@ -23,6 +23,7 @@ from recipes import checkpoint, data, losses, optim
 from recipes.augment import Batches
 from recipes.config import TrainConfig, flatten, make
 from recipes.data import ImageInfo
+from recipes.flops import size
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -113,6 +114,8 @@ def _train_on(config: TrainConfig, training: _Training, history: list[dict[str, 
         started = time.perf_counter()
         metrics = training.epoch(history)
         seconds = time.perf_counter() - started
+        if not history:
+            metrics |= training.size()
         is_best = all(_rank(metrics) > _rank(earlier["metrics"]) for earlier in history)
         history.append({"number": len(history) + 1, "metrics": metrics, "seconds": seconds, "is_best": is_best})
         yield history[-1]
@@ -244,6 +247,10 @@ class _Training:
             if not math.isfinite(metrics[name]):
                 raise DivergedError(f"{name} is {metrics[name]} after {self._step} steps")
         return metrics
+
+    def size(self) -> dict[str, float]:
+        """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
+        return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses, on the device, and the last learning rate."""

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+from contextlib import closing
 
 import pytest
 
 from orchestrator import views
 from orchestrator.errors import UsageError
 from orchestrator.settings import Settings
+from orchestrator.store import Record
 from orchestrator.sweep import Outcome
 from orchestrator.tables import PARENT, Export, MirrorRun, Reason, State
-from tests.support.sweeps import Sweep
+from tests.support.sweeps import Sweep, settings_of
+from tests.support.trained import STRONG, add_study
 
 
 @pytest.fixture
@@ -133,6 +136,21 @@ def test_details_of_a_trial_are_all_that_the_record_holds(known):
     assert shown["attempts"] == [{"number": 1, "worker": "host/cpu0", "state": "complete", "reason": None}]
     assert list(shown["files"]) == ["best.safetensors"]
     assert shown["onnx"]["max_difference"] == 1e-7
+
+
+def test_details_tell_the_size_of_the_model_once(tmp_path):
+    settings = settings_of(tmp_path)
+    add_study(settings, [STRONG], export=False)
+    with closing(Record.open(settings.record_url)) as record:
+        shown = views.trial_details(record, settings, record.study("cnn-digits"), 0)
+    # One convolution a stage, of 16 and 32 channels.
+    assert shown["model"] == {
+        "num_parameters": 9 * 16 + 9 * 16 * 32 + 2 * (16 + 32) + 33 * 10,
+        "flops": 2 * (64 * 9 * 16 + 16 * 9 * 16 * 32 + 32 * 10),
+    }
+    assert [list(epoch["metrics"]) for epoch in shown["epochs"]] == [
+        ["train_loss", "val_loss", "val_accuracy", "lr"]
+    ] * 2
 
 
 def test_details_of_a_failed_trial_hold_its_reason_and_traceback(sweep):
