@@ -6,13 +6,14 @@ Defaults on the digits, 20 epochs, one thread of an x86 server core with AVX-512
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 from torch import nn
 
 from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig, Part
 from recipes.loop import fit
+from recipes.modules import Init, initialise
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -21,13 +22,18 @@ if TYPE_CHECKING:
     from recipes.loop import Attempt, Epoch
 
 
+ACTIVATIONS: dict[str, type[nn.Module]] = {"relu": nn.ReLU, "gelu": nn.GELU, "silu": nn.SiLU, "tanh": nn.Tanh}
+
+
 class ModelConfig(Part):
     """Shape of the network."""
 
     width: int = Field(256, ge=1, le=16384, description="units of a hidden layer")
     depth: int = Field(2, ge=1, le=24, description="hidden layers")
     batch_norm: bool = Field(True, description="batch normalisation after each hidden layer")
+    activation: Literal["relu", "gelu", "silu", "tanh"] = Field("relu", description="of each hidden layer")
     dropout: float = Field(0.2, ge=0, lt=1, description="dropout after each hidden layer")
+    init: Init = "default"
 
 
 class Config(Part):
@@ -49,8 +55,11 @@ def build_model(config: Config, info: ImageInfo) -> nn.Module:
     """The untrained network: images `(B, C, H, W)` float to logits `(B, K)`."""
     layers: list[nn.Module] = [nn.Flatten()]
     inputs, width = info.channels * info.height * info.width, config.model.width
+    activation = ACTIVATIONS[config.model.activation]
     for _ in range(config.model.depth):
         norm = [nn.BatchNorm1d(width)] if config.model.batch_norm else []
-        layers += [nn.Linear(inputs, width, bias=not norm), *norm, nn.ReLU(), nn.Dropout(config.model.dropout)]
+        layers += [nn.Linear(inputs, width, bias=not norm), *norm, activation(), nn.Dropout(config.model.dropout)]
         inputs = width
-    return nn.Sequential(*layers, nn.Linear(inputs, info.num_classes))
+    model = nn.Sequential(*layers, nn.Linear(inputs, info.num_classes))
+    initialise(model, config.model.init)
+    return model

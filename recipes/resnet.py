@@ -13,14 +13,15 @@ Goyal et al. (arXiv:1706.02677).
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Literal, Self
 
-from pydantic import Field
+from pydantic import Field, model_validator
 from torch import Tensor, nn
 from torch.nn.functional import relu
 
 from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig, Part
 from recipes.loop import fit
+from recipes.modules import Init, StochasticDepth, initialise, rising
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -30,14 +31,32 @@ if TYPE_CHECKING:
 
 LARGEST_SMALL_SIDE = 64
 MOST_STAGES = 4
+BLOCKS = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3), 50: (3, 4, 6, 3)}  # layers -> blocks of each stage
+BOTTLENECKS_FROM = 50
 
 
 class ModelConfig(Part):
     """The shape of the network."""
 
-    width: int = Field(32, ge=4, le=512, description="channels of the first stage; each later stage has twice as many")
-    depth: int = Field(1, ge=1, le=12, description="residual blocks in each stage")
+    layers: Literal[0, 18, 34, 50] = Field(0, description="of the original network; 0 is a small one")
+    width: int = Field(
+        0, ge=0, le=512, description="channels of the first stage, doubled by each later one; 0 is 64, small 32"
+    )
+    depth: int = Field(0, ge=0, le=12, description="residual blocks in each stage of the small network; 0 is one")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the pooled features dropped before the classifier")
+    stochastic_depth: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that the last block is left out, for each image; less for earlier ones",
+    )
+    init: Init = "default"
+
+    @model_validator(mode="after")
+    def _layers_say_depth(self) -> Self:
+        if self.layers and self.depth:
+            raise ValueError(f"layers={self.layers} has a depth of its own; depth={self.depth} goes with layers=0")
+        return self
 
 
 class Config(Part):
@@ -51,24 +70,54 @@ class Config(Part):
 
 
 class Block(nn.Module):
-    """Two 3x3 convolutions around a shortcut: (B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+    """Two 3x3 convolutions around a shortcut: (B, inputs, H, W) to (B, width, H / stride, W / stride)."""
 
-    def __init__(self, inputs: int, outputs: int, stride: int) -> None:
+    expansion = 1
+
+    def __init__(self, inputs: int, width: int, stride: int, drop: float = 0.0) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, outputs, 3, stride, padding=1, bias=False)
-        self.norm1 = nn.BatchNorm2d(outputs)
-        self.conv2 = nn.Conv2d(outputs, outputs, 3, padding=1, bias=False)
-        self.norm2 = nn.BatchNorm2d(outputs)
+        self.conv1 = nn.Conv2d(inputs, width, 3, stride, padding=1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
         # The block starts as its shortcut, so that a deep network starts as a shallow one.
         nn.init.zeros_(self.norm2.weight)
-        self.shortcut: nn.Module = nn.Identity()
-        if stride != 1 or inputs != outputs:
-            self.shortcut = nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
+        self.shortcut = _shortcut(inputs, width, stride)
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, inputs, H, W) to (B, outputs, H / stride, W / stride)."""
+        """(B, inputs, H, W) to (B, width, H / stride, W / stride)."""
         y = relu(self.norm1(self.conv1(x)))
-        return relu(self.norm2(self.conv2(y)) + self.shortcut(x))
+        return relu(self.drop(self.norm2(self.conv2(y))) + self.shortcut(x))
+
+
+class Bottleneck(nn.Module):
+    """A 3x3 convolution between 1x1 ones, with a shortcut: (B, inputs, H, W) to (B, 4 width, H / stride, W / stride).
+
+    The stride is in the 3x3 convolution, as in torchvision, not in the 1x1 before it, which would drop three pixels
+    of four unseen.
+    """
+
+    expansion = 4
+
+    def __init__(self, inputs: int, width: int, stride: int, drop: float = 0.0) -> None:
+        super().__init__()
+        outputs = width * self.expansion
+        self.conv1 = nn.Conv2d(inputs, width, 1, bias=False)
+        self.norm1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, stride, padding=1, bias=False)
+        self.norm2 = nn.BatchNorm2d(width)
+        self.conv3 = nn.Conv2d(width, outputs, 1, bias=False)
+        self.norm3 = nn.BatchNorm2d(outputs)
+        nn.init.zeros_(self.norm3.weight)
+        self.shortcut = _shortcut(inputs, outputs, stride)
+        self.drop = StochasticDepth(drop)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, inputs, H, W) to (B, 4 width, H / stride, W / stride)."""
+        y = relu(self.norm1(self.conv1(x)))
+        y = relu(self.norm2(self.conv2(y)))
+        return relu(self.drop(self.norm3(self.conv3(y))) + self.shortcut(x))
 
 
 class ResNet(nn.Module):
@@ -76,15 +125,20 @@ class ResNet(nn.Module):
 
     def __init__(self, model: ModelConfig, info: ImageInfo) -> None:
         super().__init__()
-        self.stem, side = _stem(model.width, info)
+        width = model.width or (64 if model.layers else 32)
+        self.stem, side = _stem(width, info)
+        kind = Bottleneck if model.layers >= BOTTLENECKS_FROM else Block
+        num_blocks = BLOCKS[model.layers] if model.layers else (model.depth or 1,) * _num_stages(side)
+        drops = iter(rising(model.stochastic_depth, sum(num_blocks)))
         stages: list[nn.Module] = []
-        channels = model.width
-        for stage in range(_num_stages(side)):
-            outputs = model.width * 2**stage
-            blocks = [Block(channels, outputs, 2 if stage else 1)]
-            blocks += [Block(outputs, outputs, 1) for _ in range(model.depth - 1)]
+        channels = width
+        for stage, length in enumerate(num_blocks):
+            blocks: list[nn.Module] = []
+            for position in range(length):
+                stride = 2 if stage and not position else 1
+                blocks.append(kind(channels, width << stage, stride, next(drops)))
+                channels = (width << stage) * kind.expansion
             stages.append(nn.Sequential(*blocks))
-            channels = outputs
         self.stages = nn.Sequential(*stages)
         self.dropout = nn.Dropout(model.dropout)
         self.head = nn.Linear(channels, info.num_classes)
@@ -93,6 +147,12 @@ class ResNet(nn.Module):
         """Normalised images (B, C, H, W) to logits (B, K)."""
         features = self.stages(self.stem(x)).mean((2, 3))
         return self.head(self.dropout(features))  # type: ignore[no-any-return]
+
+
+def _shortcut(inputs: int, outputs: int, stride: int) -> nn.Module:
+    if stride == 1 and inputs == outputs:
+        return nn.Identity()
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), nn.BatchNorm2d(outputs))
 
 
 def _stem(width: int, info: ImageInfo) -> tuple[nn.Module, int]:
@@ -119,7 +179,9 @@ def _num_stages(side: int) -> int:
 
 def build_model(config: Config, info: ImageInfo) -> nn.Module:
     """The untrained network for images as `info` describes them."""
-    return ResNet(config.model, info)
+    model = ResNet(config.model, info)
+    initialise(model, config.model.init)
+    return model
 
 
 def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:

@@ -22,6 +22,7 @@ from torch.nn.functional import pad, scaled_dot_product_attention
 
 from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig, Part
 from recipes.loop import fit
+from recipes.modules import Init, StochasticDepth, initialise, rising
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -40,7 +41,18 @@ class ModelConfig(Part):
     depth: int = Field(4, ge=1, le=24, description="transformer blocks")
     heads: int = Field(4, ge=1, le=16, description="attention heads; must divide dim")
     mlp_ratio: float = Field(2.0, ge=0.5, le=8, description="hidden units of a block's MLP, as a multiple of dim")
+    pool: Literal["mean", "token"] = Field(
+        "mean", description="what the classifier sees: the mean of all tokens, or a class token put before them"
+    )
     dropout: float = Field(0.0, ge=0, lt=1, description="share dropped after each attention and MLP")
+    stochastic_depth: float = Field(
+        0.0,
+        ge=0,
+        lt=1,
+        description="probability that attention or MLP of the last block is left out, for each image; "
+        "less for earlier ones",
+    )
+    init: Init = "default"
 
     @model_validator(mode="after")
     def _heads_divide_dim(self) -> Self:
@@ -78,7 +90,7 @@ class Attention(nn.Module):
 class Block(nn.Module):
     """Attention and an MLP, each after its norm and around a shortcut: (B, T, D) to (B, T, D)."""
 
-    def __init__(self, model: ModelConfig) -> None:
+    def __init__(self, model: ModelConfig, drop: float) -> None:
         super().__init__()
         hidden = round(model.dim * model.mlp_ratio)
         self.norm1 = nn.LayerNorm(model.dim)
@@ -86,15 +98,16 @@ class Block(nn.Module):
         self.norm2 = nn.LayerNorm(model.dim)
         self.mlp = nn.Sequential(nn.Linear(model.dim, hidden), nn.GELU(), nn.Linear(hidden, model.dim))
         self.dropout = nn.Dropout(model.dropout)
+        self.drop = StochasticDepth(drop)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, T, D) to (B, T, D)."""
-        x = x + self.dropout(self.attention(self.norm1(x)))
-        return x + self.dropout(self.mlp(self.norm2(x)))  # type: ignore[no-any-return]
+        x = x + self.drop(self.dropout(self.attention(self.norm1(x))))
+        return x + self.drop(self.dropout(self.mlp(self.norm2(x))))  # type: ignore[no-any-return]
 
 
 class ViT(nn.Module):
-    """Patches, positions, blocks, mean over the tokens, one linear layer: (B, C, H, W) to (B, K)."""
+    """Patches, positions, blocks, mean or class token, one linear layer: (B, C, H, W) to (B, K)."""
 
     def __init__(self, model: ModelConfig, info: ImageInfo) -> None:
         super().__init__()
@@ -105,15 +118,20 @@ class ViT(nn.Module):
         self.stem = _stem(info.channels, model.dim, patch)
         # Positions a hundredth as strong, as is usual, take these few images too many epochs to grow: 0.94, not 0.98.
         self.positions = nn.Parameter(torch.randn(1, num_tokens, model.dim))
-        self.blocks = nn.Sequential(*(Block(model) for _ in range(model.depth)))
+        # The class token has no position, which would only be added to what it learns.
+        self.token = nn.Parameter(torch.zeros(1, 1, model.dim)) if model.pool == "token" else None
+        self.blocks = nn.Sequential(*(Block(model, drop) for drop in rising(model.stochastic_depth, model.depth)))
         self.norm = nn.LayerNorm(model.dim)
         self.head = nn.Linear(model.dim, info.num_classes)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, K)."""
         tokens = self.stem(pad(x, self.padding)).flatten(2).transpose(1, 2)
-        tokens = self.blocks(tokens + self.positions)
-        return self.head(self.norm(tokens).mean(1))  # type: ignore[no-any-return]
+        tokens = tokens + self.positions
+        if self.token is not None:
+            tokens = torch.cat([self.token.expand(tokens.shape[0], -1, -1), tokens], 1)
+        tokens = self.norm(self.blocks(tokens))
+        return self.head(tokens.mean(1) if self.token is None else tokens[:, 0])  # type: ignore[no-any-return]
 
 
 def patch_side(side: int) -> int:
@@ -135,7 +153,9 @@ def _stem(channels: int, dim: int, patch: int) -> nn.Sequential:
 
 def build_model(config: Config, info: ImageInfo) -> nn.Module:
     """The untrained network for images as `info` describes them."""
-    return ViT(config.model, info)
+    model = ViT(config.model, info)
+    initialise(model, config.model.init)
+    return model
 
 
 def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:

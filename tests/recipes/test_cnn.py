@@ -49,6 +49,33 @@ def test_fields_shape_the_network():
     assert [layer.p for layer in layers(nn.Dropout, dropout=0.4)] == [0.4]
 
 
+def widths(size: int = 224, **values: object) -> list[int]:
+    return [layer.out_channels for layer in layers(nn.Conv2d, size, depth=1, **values)]
+
+
+def test_widths_of_vgg_are_two_fields():
+    assert widths(width=64, max_width=512) == [64, 128, 256, 512, 512]
+
+
+@pytest.mark.parametrize(
+    ("values", "expected"),
+    [
+        ({}, [10, 20, 40, 80, 160]),
+        ({"growth": 1.0}, [10] * 5),
+        ({"growth": 1.25}, [10, 12, 16, 20, 24]),
+        ({"max_width": 30}, [10, 20, 30, 30, 30]),
+        ({"stages": 2}, [10, 20]),
+        ({"stages": 8}, [10, 20, 40, 80, 160, 320]),
+    ],
+)
+def test_stages_grow_as_told(values, expected):
+    assert widths(width=10, **values) == expected
+
+
+def test_more_stages_than_an_image_can_be_halved_are_left_out():
+    assert len(layers(nn.MaxPool2d, 8, stages=8)) == 2
+
+
 @pytest.mark.slow
 def test_defaults_learn_the_digits():
     epochs = list(cnn.train(cnn.Config()))

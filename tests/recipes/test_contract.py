@@ -37,6 +37,10 @@ RESTLESS = {
     "label_smoothing": 0.1,
     "dropout": 0.3,
 }
+STOCHASTIC: dict[str, dict[str, Any]] = {
+    "resnet": {"stochastic_depth": 0.4},
+    "vit": {"stochastic_depth": 0.4, "pool": "token"},
+}
 AUGMENTED = {"crop": 1, "flip": 0.5, "cutout": 2}
 
 
@@ -78,6 +82,8 @@ def test_digits_are_learnt_saved_and_restored(recipe, tmp_path):
     assert all({"train_loss", "val_loss", "val_accuracy", "lr"} <= set(epoch.metrics) for epoch in epochs)
     assert all(epoch.saved.exception() is None for epoch in epochs)
     assert [each["metrics"] for each in checkpoint.read_history(tmp_path)] == [epoch.metrics for epoch in epochs]
+    assert epochs[0].metrics["num_parameters"] > 0
+    assert epochs[0].metrics["flops"] > 0
     best = [epoch for epoch in epochs if epoch.is_best][-1].metrics["val_accuracy"]
     assert best > 0.3, "chance is 0.1"
 
@@ -194,7 +200,9 @@ def assert_same_tree(one: Any, other: Any, path: str = "state") -> None:
 @pytest.mark.slow
 @pytest.mark.parametrize("name", [name for name in recipes.BUILT_IN if name != "transfer"])
 def test_killed_and_resumed_is_the_same_to_the_bit(run_python, tmp_path, name):
-    train_killed_and_resumed(run_python, tmp_path, name, {**SMALL[name], **RESTLESS, **AUGMENTED})
+    train_killed_and_resumed(
+        run_python, tmp_path, name, {**SMALL[name], **RESTLESS, **AUGMENTED, **STOCHASTIC.get(name, {})}
+    )
     assert_same_bits(tmp_path)
 
 

@@ -77,10 +77,22 @@ def linear(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", recipes.BUILT_IN)
-def test_trained_recipe_answers_as_in_pytorch_for_every_batch_and_size(name, tmp_path):
+@pytest.mark.parametrize(
+    ("name", "values"),
+    [
+        *((name, {}) for name in recipes.BUILT_IN),
+        ("resnet", {"layers": 18, "width": 8, "stochastic_depth": 0.2}),
+        ("resnet", {"layers": 50, "width": 8}),
+        ("vit", {"pool": "token", "stochastic_depth": 0.2}),
+        ("cnn", {"growth": 1.5, "batch_norm": False, "init": "kaiming"}),
+        ("mlp", {"activation": "gelu", "init": "xavier"}),
+        ("mlp", {"activation": "silu"}),
+        ("mlp", {"activation": "tanh"}),
+    ],
+)
+def test_trained_recipe_answers_as_in_pytorch_for_every_batch_and_size(name, values, tmp_path):
     recipe = recipes.load(name)
-    list(recipe.module.train(make(recipe.config_type, {"epochs": 1}), Attempt(folder=tmp_path)))
+    list(recipe.module.train(make(recipe.config_type, {"epochs": 1, **values}), Attempt(folder=tmp_path)))
     model, info, _ = restore_model(recipe, tmp_path / "best.safetensors")
     path = tmp_path / "model.onnx"
     export_onnx(model, info, path, {})

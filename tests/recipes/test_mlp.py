@@ -37,6 +37,10 @@ def test_fields_shape_the_network():
     assert layers(nn.BatchNorm1d, batch_norm=False) == []
     assert [layer.bias is None for layer in layers(nn.Linear, batch_norm=False)] == [False] * 3
     assert {layer.p for layer in layers(nn.Dropout, dropout=0.4)} == {0.4}
+    assert len(layers(nn.ReLU, depth=3)) == 3
+    for name, kind in (("gelu", nn.GELU), ("silu", nn.SiLU), ("tanh", nn.Tanh)):
+        assert len(layers(kind, depth=3, activation=name)) == 3
+        assert layers(nn.ReLU, activation=name) == []
 
 
 @pytest.mark.slow

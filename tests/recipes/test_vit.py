@@ -65,6 +65,43 @@ def test_places_of_patches_count():
     assert not torch.allclose(model(image), model(moved), atol=1e-3)
 
 
+def test_class_token_is_all_that_the_classifier_sees():
+    model, x = build(8, 8, pool="token"), torch.randn(2, 1, 8, 8)
+    assert model(x).shape == (2, 3)
+    seen: list[torch.Tensor] = []
+    model.norm.register_forward_hook(lambda _module, _inputs, tokens: seen.append(tokens))
+    logits = model(x)
+    assert seen[0].shape == (2, 1 + 16, 16)
+    assert torch.equal(logits, model.head(seen[0][:, 0]))
+
+
+def test_class_token_sees_every_patch_and_is_learnt():
+    model, x = build(8, 8, pool="token"), torch.randn(1, 1, 8, 8, requires_grad=True)
+    model(x).sum().backward()
+    assert x.grad is not None
+    assert x.grad.count_nonzero() == 64
+    assert model.token is not None
+    assert model.token.grad is not None
+    assert model.token.grad.any()
+    assert build(8, 8).token is None
+
+
+def test_blocks_are_left_out_more_often_the_deeper_they_are():
+    model, x = build(8, 8, depth=4, stochastic_depth=0.4), torch.randn(4, 1, 8, 8)
+    assert [block.drop.probability for block in model.blocks] == pytest.approx([0.1, 0.2, 0.3, 0.4])
+    assert torch.equal(model(x), model(x))
+    model.blocks.train()
+    assert not torch.equal(model(x), model(x))
+
+
+def test_image_whose_branches_are_left_out_passes_a_block_unchanged():
+    torch.manual_seed(0)
+    block = vit.Block(vit.ModelConfig(dim=16, heads=2), drop=0.5).train()
+    x = torch.randn(64, 3, 16)
+    passed = (block(x) == x).flatten(1).all(1)
+    assert 4 < passed.sum() < 28, "attention and MLP are drawn one by one: a quarter has neither"
+
+
 def test_dropout_acts_in_training_only():
     model, x = build(8, 8, dropout=0.5), torch.randn(4, 1, 8, 8)
     assert torch.equal(model(x), model(x))
