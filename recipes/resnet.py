@@ -1,14 +1,17 @@
-"""A compact ResNet for small and large images alike: basic blocks, the last norm of each starting at zero.
+"""A ResNet for small and large images alike: a compact one, or the original 18, 34 or 50 layers.
 
 Images of up to 64 pixels keep their size in the stem (3x3, stride 1); larger ones meet the 7x7, stride 2 and the
-pooling of the original. Stages double the width and halve the size, four at most, and stop before less than 2x2 is
-left.
+pooling of the original. Each stage doubles the width and halves the size. The compact network has four stages at most,
+and stops before less than 2x2 is left; the others have four. The last norm of each block starts at zero. Above 64
+pixels `layers=50` is torchvision's resnet50, parameter by parameter, and so are the others.
 
 On the digits the defaults reach a test accuracy of 0.997, 0.992 and 1.000 (`split_seed` 0, 1, 2) at 0.33 s an epoch
-(one thread of an AMD EPYC, torch 2.15).
+(one thread of an AMD EPYC, torch 2.15). The others, once each by `resnet.train` with `seed` 0 and `split_seed` 0, on a
+core shared with other work: `layers=18 epochs=5` val_accuracy 0.972 at 6 s an epoch; `layers=34 epochs=3` 0.914, 13 s;
+`layers=50 epochs=3` 0.872, 12 s; `stochastic_depth=0.1` 0.986, as without.
 
 After He et al., "Deep Residual Learning for Image Recognition" (arXiv:1512.03385); zero-initialised last norm after
-Goyal et al. (arXiv:1706.02677).
+Goyal et al. (arXiv:1706.02677); stochastic depth after Huang et al. (arXiv:1603.09382).
 """
 
 from __future__ import annotations
@@ -55,7 +58,9 @@ class ModelConfig(Part):
     @model_validator(mode="after")
     def _layers_say_depth(self) -> Self:
         if self.layers and self.depth:
-            raise ValueError(f"layers={self.layers} has a depth of its own; depth={self.depth} goes with layers=0")
+            raise ValueError(
+                f"layers={self.layers} has a depth of its own, not depth={self.depth}; give depth=0, or layers=0"
+            )
         return self
 
 

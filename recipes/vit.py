@@ -1,10 +1,11 @@
-"""A vision transformer for small and large images alike: pre-norm blocks, learned positions, mean pooling.
+"""A vision transformer for small and large images alike: pre-norm blocks, learned positions, mean or class token.
 
 The patch follows the input: about as many patches a side as a patch has pixels (8 px: 2, 28 px: 4, 224 px: 16). What
 makes it learn from a thousand images is the convolution before the patches and positions as strong as the patches.
 
 On the digits the defaults reach a test accuracy of 0.983, 0.983 and 0.992 (`split_seed` 0, 1, 2) at 0.41 s an epoch
-(one thread of an AMD EPYC, torch 2.15).
+(one thread of an AMD EPYC, torch 2.15). Once each by `vit.train` with `seed` 0 and `split_seed` 0, val_accuracy:
+defaults 0.978, `pool=token` 0.978, `pool=token stochastic_depth=0.1` 0.975; a class token takes about as long.
 
 After Dosovitskiy et al., "An Image is Worth 16x16 Words" (arXiv:2010.11929); convolutions in the stem after Xiao et
 al. (arXiv:2106.14881); the mean of the tokens in place of a class token after Beyer et al. (arXiv:2205.01580).

@@ -84,7 +84,9 @@ def test_width_follows_the_layers():
 
 
 def test_depth_of_a_network_that_has_its_own_is_refused():
-    with pytest.raises(ValidationError, match="layers=18 has a depth of its own; depth=2 goes with layers=0"):
+    with pytest.raises(
+        ValidationError, match="layers=18 has a depth of its own, not depth=2; give depth=0, or layers=0"
+    ):
         make(resnet.Config, {"layers": 18, "depth": 2})
 
 
