@@ -14,9 +14,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import onnxruntime  # type: ignore[import-untyped]
-from PIL import Image, ImageOps
+from PIL import Image
 
 from orchestrator.errors import UsageError
+from recipes.data.pictures import flattened
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -144,7 +145,7 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def decode(path: Path, num_channels: int) -> NDArray[np.uint8]:
-    """The picture in a PNG or JPEG file, upright, as `(H, W, C)` uint8; transparency is dropped.
+    """The picture in a PNG or JPEG file, upright, as `(H, W, C)` uint8; transparent parts are white, as in training.
 
     Raises:
         UsageError: missing, empty, truncated, of another kind, or of more than `MAX_PIXELS`.
@@ -158,7 +159,7 @@ def decode(path: Path, num_channels: int) -> NDArray[np.uint8]:
         with image:
             if image.width * image.height > MAX_PIXELS:  # by the header, before anything is unpacked
                 raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            picture = ImageOps.exif_transpose(_to_eight_bits(image)).convert(MODES[num_channels])
+            picture = flattened(image).convert(MODES[num_channels])
     except PermissionError as error:
         raise UsageError(f"{path} may not be read") from error
     except Image.DecompressionBombError as error:
@@ -167,10 +168,3 @@ def decode(path: Path, num_channels: int) -> NDArray[np.uint8]:
         found = f"found {path.stat().st_size:,} bytes of something else"
         raise UsageError(f"{path} is not a whole {' or '.join(FORMATS)} image; {found}") from error
     return np.asarray(picture).reshape(picture.height, picture.width, num_channels)
-
-
-def _to_eight_bits(image: Image.Image) -> Image.Image:
-    """Scale 16-bit grey to 8 bits; Pillow's own conversion would clip it to white."""
-    if not image.mode.startswith("I;16"):
-        return image
-    return Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))

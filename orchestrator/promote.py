@@ -24,7 +24,7 @@ from orchestrator.registry import Registry
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion
 from recipes.checkpoint import BEST
-from recipes.config import DatasetConfig
+from recipes.config import dataset_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -37,6 +37,7 @@ if TYPE_CHECKING:
     from orchestrator.leases import Lease
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
+    from recipes.config import DatasetConfig
     from recipes.data import Dataset
 
 CHAMPION, PREVIOUS = "champion", "previous"
@@ -286,18 +287,19 @@ class _Promotion:
         from orchestrator.inference import Model
 
         dataset, trained_on = self._load_data(), _trained_on(self._trial.config)
+        image_size = dataset_of(self._trial.config).image_size
         candidate_file = self._settings.home / export.file
         gates = [
             Gate(name="damaged_files", figure=0, limit=0),  # or it had ended before
             Gate(name="onnx_difference", figure=self._difference(candidate_file, dataset), limit=MAX_DIFFERENCE),
-            Gate(name=SEEN, figure=_num_seen(dataset, trained_on), limit=0),
+            Gate(name=SEEN, figure=_num_seen(dataset, image_size, trained_on), limit=0),
         ]
         _insist(gates)
         candidate = Model(candidate_file)
         right = _right_answers(candidate, dataset)
         if champion:
             model = self._load_champion(champion, candidate.class_names)
-            seen = _num_seen(dataset, _trained_on_of(champion))
+            seen = _num_seen(dataset, image_size, _trained_on_of(champion))
             gates.append(Gate(name="champion_seen_test_images", figure=seen, limit=0))
             gates += compare_answers(_right_answers(model, dataset), right)
             _insist(gates)
@@ -306,9 +308,7 @@ class _Promotion:
 
     def _load_data(self) -> Dataset:
         """The data set that the trial was trained on."""
-        from recipes.data import load
-
-        dataset, identity = load(_dataset_config(self._trial.config)), self._study.identity
+        dataset, identity = _load(dataset_of(self._trial.config)), self._study.identity
         if (dataset.data_fingerprint, dataset.split_fingerprint) != (identity["data"], identity["split"]):
             raise RefusedError(f"not promoted: data {self._study.data!r} is no longer what the study was trained on")
         return dataset
@@ -397,18 +397,28 @@ def _right_answers(model: Model, dataset: Dataset) -> NDArray[np.bool_]:
     return right
 
 
-def _dataset_config(config: Mapping[str, Any]) -> DatasetConfig:
-    return DatasetConfig(data=config["data"], split_seed=config["split_seed"])
+def _load(config: DatasetConfig) -> Dataset:
+    """The data set of a configuration.
+
+    Raises:
+        RefusedError: it is gone, or no longer what it was.
+    """
+    from recipes.data import DataError, load
+
+    try:
+        return load(config)
+    except DataError as error:
+        raise RefusedError(f"not promoted: {error}") from error
 
 
 def _trained_on(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Data and split of a configuration, and those of the model of ours that its training started from."""
-    from recipes.data import fingerprints
     from recipes.loop import ModelFileError, read_model
 
-    dataset = _dataset_config(config)
-    data_fingerprint, split_fingerprint = fingerprints(dataset)
-    found = [{**dataset.model_dump(), "data_fingerprint": data_fingerprint, "split_fingerprint": split_fingerprint}]
+    wanted = dataset_of(config)
+    dataset = _load(wanted)
+    marks = {"data_fingerprint": dataset.data_fingerprint, "split_fingerprint": dataset.split_fingerprint}
+    found = [{**wanted.model_dump(), **marks}]
     init = str(config.get("init", ""))
     if init.endswith(".safetensors"):
         try:
@@ -425,20 +435,21 @@ def _trained_on_of(champion: Promotion) -> list[dict[str, Any]]:
     return list(found)
 
 
-def _num_seen(dataset: Dataset, trained_on: Sequence[Mapping[str, Any]]) -> int:
+def _num_seen(dataset: Dataset, image_size: int, trained_on: Sequence[Mapping[str, Any]]) -> int:
     """How many test images are among those that a model was trained on or chosen by, in this split or another.
+
+    Pictures that it saw at another size are looked at in `image_size`, that of the test images.
 
     Raises:
         RefusedError: the data of that time are no longer there.
     """
-    from recipes.data import load
-
     own, others = (dataset.data_fingerprint, dataset.split_fingerprint), []
     for entry in trained_on:
         if (entry["data_fingerprint"], entry["split_fingerprint"]) == own:
             continue  # of one split, no image is in two parts
-        other = load(_dataset_config(entry))
+        other = _load(dataset_of(entry))
         if other.data_fingerprint != entry["data_fingerprint"]:
             raise RefusedError(f"not promoted: data {entry['data']!r} is no longer what the champion was trained on")
+        other = _load(dataset_of({**entry, "image_size": image_size}))
         others += [other.train.images.numpy(), other.val.images.numpy()]
     return num_shared(dataset.test.images.numpy(), others)

@@ -21,19 +21,20 @@ from orchestrator import catalogue, overrides, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.space import Choices, Range, Scalar, Space
 from orchestrator.tables import MAX_NAME_LENGTH
-from recipes.config import DatasetConfig, FieldPath, Part, fields, flatten, make
-from recipes.data import UnknownDataError, cache_folder, fingerprints
-from recipes.data import names as data_names
+from recipes.config import DatasetConfig, FieldPath, Part, dataset_of, fields, flatten, make
+from recipes.data import DataError, UnknownDataError, absolute, cache_folder, fingerprints
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
 OBJECTIVE = "val_accuracy"
 MAX_FILE_NAME_BYTES = 255  # a study is a folder
-# What may differ between two runs of one study: it changes where a trial runs, not what comes out of it.
-PLACEMENT_FIELDS = frozenset({"device"})
+# What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
+PLACEMENT_FIELDS = frozenset({"device", "data_root", "download"})
+# Not of a study's identity: of data, what they are counts, which their fingerprint says, and not where they lie.
+UNIDENTIFYING_FIELDS = PLACEMENT_FIELDS | {"data"}
 # Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.
-STUDY_FIELDS = ("data", "split_seed", "seed")
+STUDY_FIELDS = (*DatasetConfig.model_fields, "seed")
 
 SamplerName = Literal["tpe", "random"]
 ExecutorName = Literal["local", "inline"]
@@ -78,7 +79,7 @@ class Study(Part):
     @property
     def identity(self) -> dict[str, Any]:
         """What may not change under one name."""
-        kept = {name: value for name, value in self.fixed.items() if name not in PLACEMENT_FIELDS}
+        kept = {name: value for name, value in self.fixed.items() if name not in UNIDENTIFYING_FIELDS}
         return {
             "recipe": Path(self.recipe).stem,  # where its file lies does not matter, what it says does
             "code": self.code_hash,
@@ -116,7 +117,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     fixed, space = _settings(recipe, typed, known, single=single)
     config = _checked(recipe, fixed, space)
     _check_space(recipe, config, space, single=single)
-    flat = {field: value for field, value in config.items() if field not in space}
+    flat = _with_absolute_paths({field: value for field, value in config.items() if field not in space})
     _check_device(flat)
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
     _check_needs(recipe, config, space)
@@ -378,11 +379,19 @@ def _fingerprints(config: Mapping[str, Scalar]) -> tuple[str, str]:
     if "data" not in config:
         return "", ""
     try:
-        return fingerprints(DatasetConfig(data=str(config["data"]), split_seed=int(config["split_seed"])))
+        return fingerprints(dataset_of(config))
     except UnknownDataError as error:
-        raise UnknownNameError("data", error.name, data_names()) from error
+        raise UnknownNameError("data", error.name, error.names) from error
+    except DataError as error:
+        raise UsageError(str(error)) from error
     except OSError as error:
         raise UnavailableError(f"data cannot be kept in {cache_folder()}: {error.strerror}") from error
+
+
+def _with_absolute_paths(config: dict[str, Scalar]) -> dict[str, Scalar]:
+    """A study is resumed from any folder, and its workers run in their own."""
+    found = absolute(dataset_of(config)).model_dump()
+    return {name: found.get(name, value) for name, value in config.items()} if "data" in config else config
 
 
 def _default_name(recipe: recipes.Recipe, config: Mapping[str, Scalar], *, single: bool) -> str:

@@ -38,7 +38,7 @@ from orchestrator.processes import Channel, serve_parent
 from orchestrator.tables import Reason
 from recipes import data
 from recipes.checkpoint import BEST, finish, is_checkpoint, read_history, write_file
-from recipes.config import DatasetConfig, make
+from recipes.config import dataset_of, make
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -194,7 +194,7 @@ def _export(spec: ExportSpec) -> Exported:
         path = folder / ONNX_FILE
         about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
         export_onnx(model, info, path, about)
-        images = data.load(DatasetConfig(data=spec.config["data"], split_seed=spec.config["split_seed"])).val.images
+        images = data.load(dataset_of(spec.config)).val.images
         pictures = [image.permute(1, 2, 0).numpy() for image in images[:NUM_PARITY_IMAGES]]
         return Exported(
             trial=spec.trial,

@@ -29,8 +29,16 @@ class Part(BaseModel):
 class DatasetConfig(Part):
     """Which images, and how they are split; both belong to a study's identity."""
 
-    data: str = Field("digits", description="data set")
+    data: str = Field("digits", description="data set: a name, folder:PATH or csv:PATH")
     split_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the stratified 60/20/20 split")
+    image_size: int = Field(
+        0, ge=0, le=8192, description="pixels a side that pictures are squashed to once; 0 leaves them as they are"
+    )
+    limit: int = Field(0, ge=0, description="most images to take, stratified; 0 takes all")
+    on_bad_image: Literal["fail", "skip"] = Field("fail", description="what to do about a file that is no image")
+    target: str = Field("", description="column of a CSV's labels; empty is label, or else the last one")
+    data_root: str = Field("data", description="folder of torchvision's data sets")
+    download: bool = Field(False, description="let torchvision download what is missing there")
 
 
 class OptimConfig(Part):
@@ -176,6 +184,11 @@ def make(config_type: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return config_type.model_validate(tree)
+
+
+def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:
+    """The data set of a flat configuration; other fields are passed over."""
+    return DatasetConfig.model_validate({name: values[name] for name in DatasetConfig.model_fields if name in values})
 
 
 def flatten(config: BaseModel) -> dict[str, Any]:

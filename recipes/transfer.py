@@ -46,7 +46,7 @@ class ModelConfig(Part):
 
     init: str = Field("imagenet", description="imagenet, timm:NAME, torchvision:NAME or a model's .safetensors")
     features: Features = Field("middle", description="what the classifier saw (last), stages before it (middle), all")
-    image_size: int = Field(
+    input_size: int = Field(
         64, ge=64, le=1024, description="pixels a side that images are resized to, where the network takes any size"
     )
     freeze: bool = Field(True, description="train the head alone; false trains the network as well")
@@ -127,7 +127,7 @@ def check(config: Config) -> None:
         InitError: no such network, or no weights for it here; the message says which file to put where.
     """
     if config.model.init != "imagenet":  # whose weights came with the installation
-        load(config.model.init, config.model.image_size)
+        load(config.model.init, config.model.input_size)
 
 
 def build_model(config: Config, info: ImageInfo) -> Transfer:
@@ -200,7 +200,7 @@ def _features_key(model: ModelConfig, dataset: Dataset) -> str:
         dataset.split_fingerprint,
         identity(model.init),
         model.features,
-        model.image_size,
+        model.input_size,
     ]
     return hashlib.sha256(json.dumps(parts).encode()).hexdigest()[:16]
 
@@ -226,4 +226,4 @@ def _batches(split: Split, info: ImageInfo) -> Iterator[Tensor]:
 
 def _backbone(model: ModelConfig, info: ImageInfo) -> Backbone:
     with torch.inference_mode(mode=False):
-        return Backbone(load(model.init, model.image_size), model.features, info).requires_grad_(not model.freeze)
+        return Backbone(load(model.init, model.input_size), model.features, info).requires_grad_(not model.freeze)

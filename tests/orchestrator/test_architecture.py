@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-SOURCES = sorted([*(ROOT / "recipes").glob("*.py"), *(ROOT / "orchestrator").rglob("*.py")])
+SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rglob("*.py")])
 
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
@@ -83,7 +83,7 @@ def test_orchestrator_imports_point_one_way(module):
 
 
 def test_recipes_know_nothing_of_the_orchestrator():
-    for path in (ROOT / "recipes").glob("*.py"):
+    for path in (ROOT / "recipes").rglob("*.py"):
         roots = {name.partition(".")[0] for name in imports(path)}
         assert not roots & {"orchestrator", "optuna", "mlflow", "typer", "sqlalchemy"}, path.name
 

@@ -366,7 +366,7 @@ def test_features_are_kept_apart_by_all_that_they_depend_on(own, tmp_path, monke
         ({"split_seed": 1}, 2),
         ({"features": "middle"}, 3),
         ({"init": str(other)}, 4),
-        ({"image_size": 96}, 5),
+        ({"input_size": 96}, 5),
     ]
     for values, num_files in cases:
         transfer.with_features(make(transfer.Config, {**base, **values}))

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ import torch
 
 from recipes import data
 from recipes.config import DatasetConfig
-from recipes.data import ImageInfo, UnknownDataError
+from recipes.data import ImageInfo, UnknownDataError, cache, digits, splits
+from recipes.data.types import Arrays, Labels
 
 # Studies are refused on another split of theirs, so these may never change.
 DATA_FINGERPRINT = "2d57196b5bcd0af311c93451abcbf4dafe2137732f69fab338b167a2af24d56e"
@@ -16,6 +18,8 @@ SPLIT_FINGERPRINTS = {
     0: "73c8190cf300418061951c5e6c0cffd3e294ecffa9a1de5ac681ad299467e43a",
     1: "36312ca8f2826ed0a426d673d7ce9cdd3c01b68b74c82a9e999bf83396447e9f",
 }
+
+NAMES = ["cifar10", "cifar100", "csv:PATH", "digits", "eurosat", "fashion_mnist", "folder:PATH", "mnist", "svhn"]
 
 FINGERPRINTS = """
 import json, sys
@@ -38,19 +42,19 @@ def test_digits_are_shared_out_60_20_20_in_every_class():
 
 def test_splits_are_disjoint_and_hold_every_image():
     labels = np.repeat(np.arange(3), (7, 50, 13))
-    indices = data._split(labels, seed=3)
+    indices = splits.split(Labels(labels=labels, class_names=("a", "b", "c")), seed=3)
     assert sorted(np.concatenate(indices)) == list(range(70))
 
 
 def test_images_and_labels_stay_together():
-    whole = data._arrays("digits")
-    train, *_ = data._split(whole.labels, seed=0)
+    whole = digits.read()
+    train, *_ = splits.split(whole.about, seed=0)
     dataset = data.load(DatasetConfig())
     assert dataset.train.images.dtype == torch.uint8
     assert dataset.train.images.shape == (len(train), 1, 8, 8)
     assert dataset.train.images.max() == 255
     assert np.array_equal(dataset.train.images, whole.images[train])
-    assert np.array_equal(dataset.train.labels, whole.labels[train])
+    assert np.array_equal(dataset.train.labels, whole.about.labels[train])
 
 
 def test_split_seed_changes_the_split_and_not_the_data():
@@ -69,26 +73,26 @@ def test_fingerprints_are_those_of_every_other_machine(seed):
 
 
 def test_fingerprint_sees_a_pixel_a_label_and_a_name():
-    images, labels = np.zeros((2, 1, 2, 2), np.uint8), np.array([0, 1])
+    images, about = np.zeros((2, 1, 2, 2), np.uint8), Labels(labels=np.array([0, 1]), class_names=("a", "b"))
     arrays = [
-        data._Arrays(images=images, labels=labels, class_names=("a", "b")),
-        data._Arrays(images=images + np.eye(2, dtype=np.uint8), labels=labels, class_names=("a", "b")),
-        data._Arrays(images=images, labels=labels[::-1], class_names=("a", "b")),
-        data._Arrays(images=images, labels=labels, class_names=("a", "c")),
-        data._Arrays(images=images.reshape(2, 2, 2, 1), labels=labels, class_names=("a", "b")),
+        Arrays(images=images, about=about),
+        Arrays(images=images + np.eye(2, dtype=np.uint8), about=about),
+        Arrays(images=images, about=about.take(np.array([1, 0]))),
+        Arrays(images=images, about=replace(about, class_names=("a", "c"))),
+        Arrays(images=images.reshape(2, 2, 2, 1), about=about),
     ]
     assert len({data._data_fingerprint(each) for each in arrays}) == len(arrays)
 
 
 def test_fingerprints_need_neither_sklearn_nor_torch(run_python, tmp_path):
     first, second = (json.loads(run_python(FINGERPRINTS, home=tmp_path)) for _ in range(2))
-    assert first == second == [["digits"], DATA_FINGERPRINT, SPLIT_FINGERPRINTS[0], []]
+    assert first == second == [NAMES, DATA_FINGERPRINT, SPLIT_FINGERPRINTS[0], []]
 
 
 def test_digits_are_those_that_sklearn_gives(monkeypatch):
-    read = data._digits_table()
-    monkeypatch.setattr(data.Path, "is_file", lambda _: False)
-    assert np.array_equal(read, data._digits_table())
+    read = digits.read_table()
+    monkeypatch.setattr(digits.Path, "is_file", lambda _: False)
+    assert np.array_equal(read, digits.read_table())
 
 
 @pytest.mark.parametrize("cut", [0, 100, -1])
@@ -97,10 +101,10 @@ def test_broken_cache_is_made_again_with_a_warning(monkeypatch, tmp_path, caplog
     path = data.cache_folder() / "digits.npz"
     data.fingerprints(DatasetConfig())
     path.write_bytes(path.read_bytes()[:cut])
-    data._cached.cache_clear()
+    cache.prepared.cache_clear()
     assert data.fingerprints(DatasetConfig()) == (DATA_FINGERPRINT, SPLIT_FINGERPRINTS[0])
     assert str(path) in caplog.text
-    data._cached.cache_clear()
+    cache.prepared.cache_clear()
     caplog.clear()
     data.fingerprints(DatasetConfig())
     assert not caplog.text
@@ -114,15 +118,15 @@ def test_flipped_byte_of_the_cache_is_seen(monkeypatch, tmp_path, caplog):
     content = bytearray(path.read_bytes())
     content[50_000] ^= 1
     path.write_bytes(content)
-    data._cached.cache_clear()
+    cache.prepared.cache_clear()
     assert data.fingerprints(DatasetConfig())[0] == DATA_FINGERPRINT
     assert str(path) in caplog.text
 
 
 def test_unknown_data_names_what_there_is():
-    with pytest.raises(UnknownDataError, match="'digit'; known: digits") as caught:
+    with pytest.raises(UnknownDataError, match="'digit'; known: cifar10, ") as caught:
         data.fingerprints(DatasetConfig(data="digit"))
-    assert (caught.value.name, caught.value.names) == ("digit", ["digits"])
+    assert (caught.value.name, caught.value.names) == ("digit", NAMES)
 
 
 def test_mean_and_std_are_those_of_the_training_split():
@@ -133,7 +137,8 @@ def test_mean_and_std_are_those_of_the_training_split():
 
 
 def test_constant_channel_has_a_spread_to_divide_by():
-    arrays = data._Arrays(images=np.zeros((2, 1, 2, 2), np.uint8), labels=np.array([0, 1]), class_names=("a", "b"))
+    about = Labels(labels=np.array([0, 1]), class_names=("a", "b"))
+    arrays = Arrays(images=np.zeros((2, 1, 2, 2), np.uint8), about=about)
     assert data._describe(arrays, np.array([0, 1])).std == (1 / 255,)
 
 

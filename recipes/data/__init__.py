@@ -1,0 +1,164 @@
+"""Data sets as whole arrays: split, fingerprinted, and kept on the training device as uint8 tensors.
+
+A file a kind of source: each finds what is there and says what its arrays depend on (`Source`); `cache` keeps them.
+Names and fingerprints need no torch, but for torchvision's sets when they are read for the first time.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from recipes.data import cache, splits
+from recipes.data.cache import cache_folder
+from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Source, Split, UnknownDataError
+
+if TYPE_CHECKING:
+    import torch
+    from numpy.typing import NDArray
+
+    from recipes.config import DatasetConfig
+
+__all__ = [
+    "DataError",
+    "Dataset",
+    "ImageInfo",
+    "Split",
+    "UnknownDataError",
+    "absolute",
+    "cache_folder",
+    "fingerprints",
+    "load",
+    "names",
+]
+
+FOLDER, CSV = "folder:", "csv:"
+TORCHVISION = ("cifar10", "cifar100", "eurosat", "fashion_mnist", "mnist", "svhn")
+
+
+def names() -> list[str]:
+    """Names of the data sets, and how those are called that lie at a path."""
+    from recipes.data import installed
+
+    return sorted(["digits", *TORCHVISION, f"{FOLDER}PATH", f"{CSV}PATH", *installed.names()])
+
+
+def absolute(config: DatasetConfig) -> DatasetConfig:
+    """The same wherever it is read: paths that the data set is found by are absolute."""
+    from recipes.data import paths
+
+    for prefix in (FOLDER, CSV):
+        if config.data.startswith(prefix):
+            return config.model_copy(update={"data": prefix + paths.absolute(config.data.removeprefix(prefix))})
+    if config.data in TORCHVISION:
+        return config.model_copy(update={"data_root": paths.absolute(config.data_root)})
+    return config
+
+
+def fingerprints(config: DatasetConfig) -> tuple[str, str]:
+    """SHA-256 of the data (pixels, labels, class names) and of the split (which image is in which part).
+
+    Raises:
+        UnknownDataError: no data set of that name.
+        DataError: it is missing, or not what it must be; one line says what.
+    """
+    arrays = _arrays(config)
+    return _data_fingerprint(arrays), _split_fingerprint(_split(arrays, config))
+
+
+def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
+    """The data set and its splits as tensors on `device`.
+
+    Raises:
+        UnknownDataError: no data set of that name.
+        DataError: it is missing, or not what it must be; one line says what.
+    """
+    import torch
+
+    arrays = _arrays(config)
+    indices = _split(arrays, config)
+    train, val, test = (
+        Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(arrays.about.labels[index]))
+        for index in indices
+    )
+    return Dataset(
+        info=_describe(arrays, indices[0]),
+        train=train,
+        val=val,
+        test=test,
+        data_fingerprint=_data_fingerprint(arrays),
+        split_fingerprint=_split_fingerprint(indices),
+    ).to(device)
+
+
+def _arrays(config: DatasetConfig) -> Arrays:
+    config = absolute(config)
+    return cache.prepared(_source(config), cache.path_of(config))
+
+
+def _source(config: DatasetConfig) -> Source:
+    """What the data set is read from; each kind is imported when it is asked for."""
+    from recipes.data import csv_file, digits, folder, installed, pictures, torchvision_sets
+
+    if config.data.startswith(FOLDER):
+        return folder.source(config, config.data.removeprefix(FOLDER))
+    if config.data.startswith(CSV):
+        return csv_file.source(config, config.data.removeprefix(CSV))
+    if config.data in TORCHVISION:
+        return torchvision_sets.source(config)
+    if config.data == "digits":
+        return Source(key="", read=functools.partial(pictures.fitted, digits.read, config))
+    if config.data in installed.names():
+        return installed.source(config)
+    raise UnknownDataError(config.data, names())
+
+
+def _split(arrays: Arrays, config: DatasetConfig) -> tuple[NDArray[np.int64], ...]:
+    try:
+        return splits.split(arrays.about, config.split_seed)
+    except DataError as error:
+        raise DataError(f"data {config.data!r}: {error}") from error
+
+
+def _describe(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:
+    _, channels, height, width = arrays.images.shape
+    # A channel at a time, in counts of its 256 levels: whole data sets as float64 would be eight times their size.
+    moments = [_mean_and_std(arrays.images[train, channel]) for channel in range(channels)]
+    return ImageInfo(
+        channels=channels,
+        height=height,
+        width=width,
+        num_classes=len(arrays.about.class_names),
+        class_names=arrays.about.class_names,
+        mean=tuple(mean for mean, _ in moments),
+        std=tuple(std for _, std in moments),
+    )
+
+
+def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
+    """Of pixels `(N, H, W)`, from 0 to 1."""
+    counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in np.array_split(pixels, len(pixels) // 1024 + 1))
+    levels, total = np.arange(256) / 255, pixels.size
+    mean = float(counts @ levels / total)
+    variance = float(counts @ (levels - mean) ** 2 / total)
+    # A channel of one value has no spread to divide by; one grey level does no harm.
+    return mean, max(variance**0.5, 1 / 255)
+
+
+def _data_fingerprint(arrays: Arrays) -> str:
+    header = repr((arrays.images.shape, arrays.about.class_names)).encode()
+    return _sha256(header, arrays.images, arrays.about.labels.astype("<i8"))
+
+
+def _split_fingerprint(indices: tuple[NDArray[np.int64], ...]) -> str:
+    return _sha256(repr([len(index) for index in indices]).encode(), *(index.astype("<i8") for index in indices))
+
+
+def _sha256(header: bytes, *arrays: NDArray[np.generic]) -> str:
+    digest = hashlib.sha256(header)
+    for array in arrays:
+        digest.update(np.ascontiguousarray(array).data)
+    return digest.hexdigest()

@@ -1,0 +1,126 @@
+"""Prepared arrays in files: preparing takes seconds, reading milliseconds."""
+
+from __future__ import annotations
+
+import contextlib
+import functools
+import hashlib
+import json
+import logging
+import os
+import re
+import tempfile
+import zipfile
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from recipes.config import DatasetConfig
+from recipes.data.types import Arrays, DataError, Labels
+
+if TYPE_CHECKING:
+    from recipes.data.types import Source
+
+log = logging.getLogger(__name__)
+
+# They decide which image is where, and how files came here; not what the arrays hold.
+NOT_IN_NAME = {"split_seed", "download"}
+MAX_SLUG_LENGTH = 40
+
+
+def cache_folder() -> Path:
+    """Where prepared arrays are kept: `cache` in `$ORCH_HOME`, which is `mlruns` here if it is not set."""
+    return Path(os.environ.get("ORCH_HOME", "mlruns")).resolve() / "cache"
+
+
+def path_of(config: DatasetConfig) -> Path:
+    """The file of a configuration: one for each choice, so that changed pictures take the place of the former."""
+    options = {name: value for name, value in config if name not in NOT_IN_NAME}
+    changed = {name: value for name, value in options.items() if value != DatasetConfig.model_fields[name].default}
+    slug = re.sub(r"\W+", "-", config.data.rpartition("/")[2]).strip("-")[:MAX_SLUG_LENGTH]
+    if changed.keys() <= {"data"} and slug == config.data:
+        return cache_folder() / f"{slug}.npz"
+    digest = hashlib.sha256(json.dumps(changed, sort_keys=True).encode()).hexdigest()
+    return cache_folder() / f"{slug}-{digest[:12]}.npz"
+
+
+@functools.lru_cache(maxsize=2)
+def prepared(source: Source, path: Path) -> Arrays:
+    """The arrays of a source, read from `path` if they are there, else made and written there.
+
+    Raises:
+        DataError: the source is not what it must be; nothing is written.
+        OSError: they can't be written.
+    """
+    if not source.keep:
+        found: Arrays | None = source.read()
+    elif (found := _read(path, source.key)) is None:
+        found = _prepare(source, path)
+    assert found is not None
+    if found.warning:
+        log.warning("%s", found.warning)
+    return found
+
+
+def _prepare(source: Source, path: Path) -> Arrays:
+    """One process makes them while all others wait."""
+    from filelock import FileLock
+
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(path.with_suffix(".lock")):
+        found = _read(path, source.key)
+        if found is None:
+            try:
+                found = source.read()
+            except DataError:
+                _leave_no_trace(path)
+                raise
+            _write(path, found, source.key)
+    return found
+
+
+def _leave_no_trace(path: Path) -> None:
+    """Remove what `_prepare` made before it came to nothing; whoever waits for the lock only does the work again."""
+    with contextlib.suppress(OSError):  # folders that hold something stay
+        path.with_suffix(".lock").unlink()
+        path.parent.rmdir()
+        path.parent.parent.rmdir()
+
+
+def _read(path: Path, key: str) -> Arrays | None:
+    """The arrays at `path`, if they are there, whole, and made of what is there now."""
+    try:
+        with np.load(path) as file:
+            if "key" in file and str(file["key"]) != key:
+                log.info("%s is made again: its pictures have changed", path)
+                return None
+            about = Labels(
+                labels=file["labels"],
+                class_names=tuple(file["class_names"].tolist()),
+                parts=file.get("parts"),
+            )
+            warning = str(file["warning"]) if "warning" in file else ""
+            return Arrays(images=file["images"], about=about, warning=warning)
+    except FileNotFoundError:
+        return None
+    except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:
+        log.warning("%s is broken (%s) and is made again", path, error)
+        return None
+
+
+def _write(path: Path, arrays: Arrays, key: str) -> None:
+    about = arrays.about
+    found: dict[str, Any] = {"images": arrays.images, "labels": about.labels, "class_names": np.array(about.class_names, dtype=str)}
+    found |= {"key": np.array(key), "warning": np.array(arrays.warning)}
+    if about.parts is not None:
+        found["parts"] = about.parts
+    with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
+        temporary = Path(file.name)
+        try:
+            np.savez(file, allow_pickle=False, **found)
+            file.flush()
+            os.fsync(file.fileno())
+            temporary.replace(path)
+        finally:
+            temporary.unlink(missing_ok=True)

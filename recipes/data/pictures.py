@@ -1,0 +1,155 @@
+"""Picture files to arrays: upright, eight bits, grey or RGB, of one size."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from concurrent.futures import ThreadPoolExecutor
+from typing import TYPE_CHECKING
+
+import numpy as np
+from PIL import Image, ImageOps
+
+from recipes.data.splits import limited
+from recipes.data.types import Arrays, DataError, Labels
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Sequence
+    from pathlib import Path
+
+    from numpy.typing import NDArray
+
+    from recipes.config import DatasetConfig
+
+SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
+# Changed when the same files give other arrays: those in a cache are then made again.
+VERSION = 1
+GREY_MODES = ("1", "L", "LA", "La", "I")
+MAX_DEEP = 2**16 - 1
+
+
+class _BadPictureError(ValueError):
+    """What is wrong with one file."""
+
+
+def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path) -> Arrays:
+    """Decode files, at most `limit`: grey if all of them are, else RGB; squashed to `image_size`, as exports do.
+
+    Raises:
+        DataError: some can't be read and `on_bad_image` is fail, or they are of several sizes and stay so.
+    """
+    chosen = limited(about, config.limit)
+    files, about = [files[index] for index in chosen], about.take(chosen)
+    found = _decode_all(files, config.image_size)
+    bad = [(file, picture) for file, picture in zip(files, found, strict=True) if isinstance(picture, str)]
+    told = _told(config.data, bad, len(files), root) if bad else ""
+    if bad and config.on_bad_image == "fail":
+        raise DataError(f"{told}; on_bad_image=skip leaves them out")
+    kept = np.array([index for index, picture in enumerate(found) if not isinstance(picture, str)], np.int64)
+    pictures = [picture for picture in found if not isinstance(picture, str)]
+    if not pictures:
+        raise DataError(f"data {config.data!r}: there is no image")
+    _check_sizes([files[index] for index in kept], pictures, root)
+    return Arrays(images=_stacked(pictures), about=about.take(kept), warning=told and f"{told}; they are left out")
+
+
+def fitted(read_all: Callable[[], Arrays], config: DatasetConfig) -> Arrays:
+    """Images that come as arrays, cut down to `limit` and resized to `image_size`."""
+    whole = read_all()
+    chosen, size = limited(whole.about, config.limit), config.image_size
+    images = whole.images[chosen]
+    if size and images.shape[2:] != (size, size):
+        images = np.stack([_resized(image, size) for image in images])
+    return Arrays(images=images, about=whole.about.take(chosen))
+
+
+def flattened(image: Image.Image) -> Image.Image:
+    """In Pillow's mode L or RGB: upright, what is transparent on white, 16-bit grey scaled (Pillow would clip it)."""
+    image = ImageOps.exif_transpose(image)
+    if image.mode.startswith("I"):
+        return _to_eight_bits(image)
+    if image.mode == "F":
+        raise ValueError("its pixels are floating-point numbers")
+    mode = "L" if image.mode in GREY_MODES else "RGB"
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image)
+    return image.convert(mode)
+
+
+def _to_eight_bits(image: Image.Image) -> Image.Image:
+    levels = np.asarray(image)
+    if levels.min(initial=0) < 0 or levels.max(initial=0) > MAX_DEEP:  # mode I has 32 bits; files use 16 of them
+        raise ValueError("its pixels have more than 16 bits")
+    return Image.fromarray((levels >> 8).astype(np.uint8))
+
+
+def _decode_all(files: Sequence[Path], size: int) -> list[NDArray[np.uint8] | str]:
+    """The picture `(C, H, W)` of each file, or what is wrong with it; Pillow decodes without Python's lock."""
+    with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
+        warnings.simplefilter("ignore")  # of bombs, which we refuse ourselves, and of harmless oddities in files
+        return list(pool.map(lambda file: _decoded(file, size), files))
+
+
+def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
+    try:
+        return _decode(file, size)
+    except _BadPictureError as error:
+        return str(error)
+    except PermissionError:
+        return "it may not be read"
+    except Exception as error:  # on broken files Pillow raises nearly everything: OSError, SyntaxError, struct.error
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        return reason.replace(str(file), "it").replace(repr(str(file)), "it")
+
+
+def _decode(file: Path, size: int) -> NDArray[np.uint8]:
+    if not file.is_file():  # a pipe or a device would block, or never end
+        raise _BadPictureError("it is not a file" if file.exists() else "it does not exist")
+    if not file.stat().st_size:
+        raise _BadPictureError("it is empty")
+    with Image.open(file, formats=FORMATS) as image:
+        limit = Image.MAX_IMAGE_PIXELS
+        if limit is not None and image.width * image.height > limit:  # by the header, before anything is unpacked
+            raise _BadPictureError(f"its {image.width} x {image.height} pixels are more than {limit:,}")
+        flat = flattened(image)
+    pixels = np.asarray(flat)
+    channels_first = pixels[None] if pixels.ndim == 2 else pixels.transpose(2, 0, 1)
+    return _resized(channels_first, size) if size else channels_first
+
+
+def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
+    """A picture `(C, H, W)` squashed to `(C, size, size)`, antialiased."""
+    planes = [Image.fromarray(plane).resize((size, size), Image.Resampling.BILINEAR) for plane in image]
+    return np.stack([np.asarray(plane) for plane in planes])
+
+
+def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
+    """Pictures `(C, H, W)` of one height and width as `(N, C, H, W)`, with three channels if any has them."""
+    channels = max(len(picture) for picture in pictures)
+    images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
+    for image, picture in zip(images, pictures, strict=True):
+        image[:] = picture
+    return images
+
+
+def _check_sizes(files: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], root: Path) -> None:
+    first = pictures[0].shape[1:]
+    for file, picture in zip(files, pictures, strict=True):
+        if picture.shape[1:] != first:
+            (height, width), (other_height, other_width) = first, picture.shape[1:]
+            raise DataError(
+                f"{_shown(files[0], root)} has {width} x {height} pixels, {_shown(file, root)} has "
+                f"{other_width} x {other_height}; give image_size= to bring all to one size"
+            )
+
+
+def _told(name: str, bad: Sequence[tuple[Path, object]], count: int, root: Path) -> str:
+    (first, reason), *_ = bad
+    shown = _shown(first, root)
+    return f"data {name!r}: {len(bad)} of {count} images cannot be read, the first is {shown}: {reason}"
+
+
+def _shown(file: Path, root: Path) -> str:
+    return str(file.relative_to(root) if file.is_relative_to(root) else file)

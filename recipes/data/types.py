@@ -1,0 +1,121 @@
+"""What a data set is: arrays while it is prepared, tensors in three splits when it is used, and what can be wrong."""
+
+from __future__ import annotations
+
+import difflib
+from dataclasses import asdict, dataclass, field, replace
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from collections.abc import Callable, Iterable, Mapping
+
+    import numpy as np
+    import torch
+    from numpy.typing import NDArray
+
+TRAIN, VAL, TEST = range(3)
+PART_NAMES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
+
+
+class DataError(ValueError):
+    """A data set that is missing, or not what it must be; the message is one line for its owner."""
+
+
+class UnknownDataError(DataError):
+    """No data set has this name; `names` are those that exist."""
+
+    def __init__(self, name: str, names: list[str]) -> None:
+        super().__init__(f"unknown data {name!r}; known: {', '.join(names)}")
+        self.name, self.names = name, names
+
+
+def nearest(name: str, known: Iterable[str]) -> str:
+    """`; did you mean 'cats'?` for the nearest of the known names, or nothing."""
+    near = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f"; did you mean {near[0]!r}?" if near else ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImageInfo:
+    """What a model must know of its images; `mean` and `std` are a channel's, of the training split, from 0 to 1."""
+
+    channels: int
+    height: int
+    width: int
+    num_classes: int
+    class_names: tuple[str, ...]
+    mean: tuple[float, ...]
+    std: tuple[float, ...]
+
+    def to_json(self) -> dict[str, Any]:
+        """As plain JSON values, for storage beside weights."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, values: Mapping[str, Any]) -> ImageInfo:
+        """The inverse of `to_json`."""
+        plain: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
+        return cls(**plain)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Split:
+    """Images `(N, C, H, W)` uint8, or features `(N, ...)` float that need no more preparation; labels `(N,)` int64."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def to(self, device: torch.device | str) -> Split:
+        """The same on `device`."""
+        return Split(images=self.images.to(device), labels=self.labels.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Dataset:
+    """Three disjoint splits of one data set; training never looks at `test`."""
+
+    info: ImageInfo
+    train: Split
+    val: Split
+    test: Split
+    data_fingerprint: str
+    split_fingerprint: str
+
+    def to(self, device: torch.device | str) -> Dataset:
+        """The same on `device`."""
+        return replace(self, train=self.train.to(device), val=self.val.to(device), test=self.test.to(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Labels:
+    """What is known of N images before one is opened: labels `(N,)` int64, and the splits a data set comes with.
+
+    `parts` `(N,)` int8 is the split of each image, where the data set says so itself; a val or test that it lacks is
+    cut from its train. None: it says nothing.
+    """
+
+    labels: NDArray[np.int64]
+    class_names: tuple[str, ...]
+    parts: NDArray[np.int8] | None = None
+
+    def take(self, index: NDArray[np.int64]) -> Labels:
+        """Those of some images."""
+        return replace(self, labels=self.labels[index], parts=None if self.parts is None else self.parts[index])
+
+
+@dataclass(frozen=True, kw_only=True)
+class Arrays:
+    """A whole data set: images `(N, C, H, W)` uint8, what they are, and what its owner should be told whenever used."""
+
+    images: NDArray[np.uint8]
+    about: Labels
+    warning: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Source:
+    """Where arrays come from: `key` changes whenever they do, `read` makes them; `keep` them in the cache or not."""
+
+    key: str
+    read: Callable[[], Arrays] = field(compare=False)
+    keep: bool = True
