@@ -66,7 +66,7 @@ def fingerprints(config: DatasetConfig) -> tuple[str, str]:
         DataError: it is missing, or not what it must be; one line says what.
     """
     arrays = _arrays(config)
-    return _data_fingerprint(arrays), _split_fingerprint(_split(arrays, config))
+    return _data_fingerprint(arrays), _split_fingerprint(splits.split(arrays.about, config.split_seed))
 
 
 def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
@@ -79,7 +79,7 @@ def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
     import torch
 
     arrays = _arrays(config)
-    indices = _split(arrays, config)
+    indices = splits.split(arrays.about, config.split_seed)
     train, val, test = (
         Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(arrays.about.labels[index]))
         for index in indices
@@ -114,13 +114,6 @@ def _source(config: DatasetConfig) -> Source:
     if config.data in installed.names():
         return installed.source(config)
     raise UnknownDataError(config.data, names())
-
-
-def _split(arrays: Arrays, config: DatasetConfig) -> tuple[NDArray[np.int64], ...]:
-    try:
-        return splits.split(arrays.about, config.split_seed)
-    except DataError as error:
-        raise DataError(f"data {config.data!r}: {error}") from error
 
 
 def _describe(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:

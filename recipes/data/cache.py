@@ -111,7 +111,11 @@ def _read(path: Path, key: str) -> Arrays | None:
 
 def _write(path: Path, arrays: Arrays, key: str) -> None:
     about = arrays.about
-    found: dict[str, Any] = {"images": arrays.images, "labels": about.labels, "class_names": np.array(about.class_names, dtype=str)}
+    found: dict[str, Any] = {
+        "images": arrays.images,
+        "labels": about.labels,
+        "class_names": np.array(about.class_names, dtype=str),
+    }
     found |= {"key": np.array(key), "warning": np.array(arrays.warning)}
     if about.parts is not None:
         found["parts"] = about.parts

@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 from typing import TYPE_CHECKING
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recipes.data.splits import limited
+from recipes.data.splits import limited, split
 from recipes.data.types import Arrays, DataError, Labels
 
 if TYPE_CHECKING:
@@ -37,7 +37,8 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
     """Decode files, at most `limit`: grey if all of them are, else RGB; squashed to `image_size`, as exports do.
 
     Raises:
-        DataError: some can't be read and `on_bad_image` is fail, or they are of several sizes and stay so.
+        DataError: some can't be read and `on_bad_image` is fail, or they are of several sizes and stay so,
+            or a split or a class is left without images.
     """
     chosen = limited(about, config.limit)
     files, about = [files[index] for index in chosen], about.take(chosen)
@@ -51,17 +52,31 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
     if not pictures:
         raise DataError(f"data {config.data!r}: there is no image")
     _check_sizes([files[index] for index in kept], pictures, root)
-    return Arrays(images=_stacked(pictures), about=about.take(kept), warning=told and f"{told}; they are left out")
+    warning = f"{told}; they are left out" if told else ""
+    return _divisible(Arrays(images=_stacked(pictures), about=about.take(kept), warning=warning), config)
 
 
 def fitted(read_all: Callable[[], Arrays], config: DatasetConfig) -> Arrays:
-    """Images that come as arrays, cut down to `limit` and resized to `image_size`."""
+    """Images that come as arrays, cut down to `limit` and resized to `image_size`.
+
+    Raises:
+        DataError: a split or a class is left without images.
+    """
     whole = read_all()
     chosen, size = limited(whole.about, config.limit), config.image_size
     images = whole.images[chosen]
     if size and images.shape[2:] != (size, size):
         images = np.stack([_resized(image, size) for image in images])
-    return Arrays(images=images, about=whole.about.take(chosen))
+    return _divisible(Arrays(images=images, about=whole.about.take(chosen)), config)
+
+
+def _divisible(arrays: Arrays, config: DatasetConfig) -> Arrays:
+    """The same, if they can be split: else they are told of before they are kept."""
+    try:
+        split(arrays.about, config.split_seed)
+    except DataError as error:
+        raise DataError(f"data {config.data!r}: {error}") from error
+    return arrays
 
 
 def flattened(image: Image.Image) -> Image.Image:
@@ -99,9 +114,10 @@ def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
         return str(error)
     except PermissionError:
         return "it may not be read"
+    except UnidentifiedImageError:
+        return f"it is none of {', '.join(FORMATS)}"
     except Exception as error:  # on broken files Pillow raises nearly everything: OSError, SyntaxError, struct.error
-        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        return reason.replace(str(file), "it").replace(repr(str(file)), "it")
+        return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
 def _decode(file: Path, size: int) -> NDArray[np.uint8]:
