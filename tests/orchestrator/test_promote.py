@@ -23,6 +23,8 @@ from orchestrator.promote import promote, rollback
 from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion
+from recipes import data
+from recipes.config import DatasetConfig
 from tests.support.sweeps import settings_of
 from tests.support.trained import STRONG, WEAK, add_study, delete_study
 
@@ -90,6 +92,23 @@ def flip_a_byte(path: Path) -> None:
 
 
 # -- what is promoted
+
+
+def test_test_images_that_were_seen_at_another_size_are_found():
+    dataset = data.load(DatasetConfig(image_size=16))
+    entries = []
+    for seed in (0, 1):
+        seen = DatasetConfig(split_seed=seed)
+        marks = dict(zip(("data_fingerprint", "split_fingerprint"), data.fingerprints(seen), strict=True))
+        entries.append({**seen.model_dump(), **marks})
+    assert promote_module._num_seen(dataset, 16, entries[:1]) == 0
+    assert 250 < promote_module._num_seen(dataset, 16, entries[1:]) < 320
+
+
+def test_promotion_without_the_data_is_refused(tmp_path):
+    config = DatasetConfig(data=f"folder:{tmp_path / 'gone'}")
+    with pytest.raises(RefusedError, match=r"^not promoted: folder .*/gone does not exist$"):
+        promote_module._load(config)
 
 
 def test_promote_makes_the_best_trial_a_version_that_mlflow_can_read(settings):

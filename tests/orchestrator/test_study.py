@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 
 import pytest
 
@@ -11,6 +12,7 @@ from orchestrator import study as studies
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.space import Choices, Range
 from orchestrator.study import Study, change_budget, check_name, check_unchanged, differences, load
+from tests.support.photos import write
 
 RECIPE = """
 from typing import Literal
@@ -229,7 +231,7 @@ def test_name_that_names_no_folder_is_refused_in_one_line(name):
         ("recipe=cnn data=mnist", "data 'mnist' is not whole in"),
         ("recipe=cnn image_size=8,16", "image_size=8,16: Input should be a valid integer"),
         ("recipe=cnn image_size=-1", "image_size=-1: Input should be greater than or equal to 0"),
-        ("recipe=cnn limit=30", "30 images of 10 classes are too few: none is left for test"),
+        ("recipe=cnn limit=30", "30 images of 10 classes are too few: none is left for val"),
         ("recipe=cnn on_bad_image=skp", "unknown on_bad_image 'skp'; did you mean 'skip'?"),
         ("recipe=cnn trials=0", "trials=0: Input should be greater than 0"),
         ("recipe=cnn trials=-5", "trials=-5: Input should be greater than 0"),
@@ -345,6 +347,24 @@ def test_state_folder_that_cannot_be_written_is_named(tmp_path, monkeypatch):
         load(["recipe=cnn"])
 
 
+def test_folder_of_pictures_is_named_by_its_path_from_wherever_it_is_seen(folder, monkeypatch):
+    write(folder / "photos", 5)
+    study = load(["recipe=cnn", "data=folder:photos/", "image_size=16"])
+    assert re.fullmatch(r"cnn-photos-[0-9a-f]{6}", study.name)
+    assert study.fixed["data"] == f"folder:{folder / 'photos'}"
+    assert study.fixed["image_size"] == 16
+    monkeypatch.chdir(folder / "photos")
+    assert load(["recipe=cnn", "data=folder:.", "image_size=16"]) == study
+    check_unchanged(study)
+
+
+def test_words_of_data_may_hold_what_hydra_reads_otherwise(folder):
+    write(folder / "my photos, (2024)", 5)
+    study = load(["recipe=cnn", "data=folder:my photos, (2024)", "target=a,b", "data_root=1e3"])
+    assert (study.fixed["target"], study.fixed["data_root"]) == ("a,b", "1e3")
+    assert study.name.startswith("cnn-my-photos-2024-")
+
+
 # -- identity
 
 
@@ -384,6 +404,24 @@ def test_identity_holds_the_split_and_the_recipe_s_code(tiny):
 def test_identity_does_not_hold_where_the_recipe_s_file_lies(tiny, folder):
     (folder / "tiny.py").write_text(RECIPE)
     assert load(["recipe=tiny.py", "rate=0,0.1"]).identity == load([f"recipe={tiny}", "rate=0,0.1"]).identity
+
+
+def test_identity_does_not_hold_where_the_data_lie(folder):
+    write(folder / "photos", 5)
+    first = load(["recipe=cnn", "data=folder:photos", "study=s"])
+    (folder / "photos").rename(folder / "moved")
+    assert load(["recipe=cnn", "data=folder:moved", "study=s"]).identity == first.identity
+    with pytest.raises(UsageError, match=r"folder .*/photos does not exist"):
+        check_unchanged(first)
+    (folder / "moved" / "china" / "00.png").unlink()
+    lines = differences(first.identity, load(["recipe=cnn", "data=folder:moved", "study=s"]).identity)
+    assert [line.partition(":")[0] for line in lines] == ["data", "split"]
+
+
+def test_identity_holds_the_size_of_pictures():
+    before, after = load(["recipe=cnn"]), load(["recipe=cnn", "image_size=16"])
+    lines = differences(before.identity, after.identity)
+    assert [line.partition(":")[0] for line in lines] == ["data", "fixed.image_size"]
 
 
 def test_differences_name_what_was_added_and_removed():
