@@ -323,6 +323,20 @@ def copy_recipe(recipe: RecipeName, file: Annotated[Path, typer.Argument(show_de
     print(f"next      orch sweep recipe={file}")
 
 
+@recipes_app.command("check", no_args_is_help=True)
+def check_recipe(
+    recipe: RecipeName,
+    keys: Annotated[list[str] | None, typer.Argument(metavar="[key=value…]", show_default=False)] = None,
+) -> None:
+    """See that a recipe can learn one batch by heart: most mistakes in a model or a loss show here in seconds."""
+    from orchestrator import check
+    from orchestrator import study as studies
+
+    learnt = check.overfit(studies.load([f"recipe={recipe}", *(keys or [])], single=True))
+    went = f"loss {learnt.first_loss:.4g} to {learnt.last_loss:.4g} in {learnt.steps} steps"
+    print(f"{recipe} learns one batch by heart: {went}")
+
+
 def main() -> None:
     """Run the command line; errors of ours are one line on standard error and an exit code."""
     try:

@@ -59,7 +59,7 @@ class UnknownNameError(UsageError):
 
 
 class RefusedError(OrchError):
-    """A promotion gate said no; the message names the gate and its figures."""
+    """A promotion gate or a check said no; the message has its figures."""
 
     exit_code = 3
 

@@ -16,7 +16,7 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 LAYERS = [
     {"cli"},
     {"live", "render", "dashboards", "views"},
-    {"sweep", "mirror", "promote", "evaluate"},
+    {"sweep", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"models", "mirror_process"},
