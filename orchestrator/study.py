@@ -21,8 +21,9 @@ from orchestrator import catalogue, overrides, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.space import Choices, Range, Scalar, Space
 from orchestrator.tables import MAX_NAME_LENGTH
-from recipes.config import DatasetConfig, FieldPath, Part, dataset_of, fields, flatten, make
+from recipes.config import AugmentConfig, DatasetConfig, FieldPath, Part, dataset_of, fields, flatten, make
 from recipes.data import DataError, UnknownDataError, absolute, cache_folder, fingerprints
+from recipes.data import load as load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
@@ -122,6 +123,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
     _check_needs(recipe, config, space)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
+    _check_colours(recipe, config, space)
     return Study(
         name=name,
         recipe=str(Path(recipe.reference).resolve()) if recipe.reference.endswith(".py") else recipe.reference,
@@ -361,6 +363,23 @@ def _check_needs(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Sp
     try:
         for changed in [{}, *({key: end} for key, end in words)]:
             recipe.module.check(make(recipe.config_type, {**config, **changed}))
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+    """See that the images have the colours that the strongest augmentation changes; they are only read if it does."""
+    part = recipe.config_type.model_fields.get("augment")
+    if part is None or part.annotation is not AugmentConfig or "data" not in config:
+        return
+    from recipes.colour import COLOUR_FIELDS, check_channels  # torch, which the recipe has imported by now
+
+    strongest = {key: max(space[key].ends()) if key in space else config[key] for key in COLOUR_FIELDS}
+    if not any(strongest.values()):
+        return
+    images = DatasetConfig(data=str(config["data"]), split_seed=int(config["split_seed"]))
+    try:
+        check_channels(AugmentConfig.model_validate(strongest), load_data(images).info)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

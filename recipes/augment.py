@@ -5,12 +5,17 @@ Shapes: N images in a split, B in a batch, C channels, H by W pixels, P pixels o
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 import torch
 from torch.nn.functional import pad
 
+from recipes import trivial
+from recipes.colour import check_channels, random_jitter, random_noise
 from recipes.config import AugmentConfig
+from recipes.geometry import compose, random_boxes, random_resized_crop, random_rotation, resample
+from recipes.mixing import mix
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -22,6 +27,9 @@ class Batches:
     """Rows of a split as a model takes them; features are handed on as they are.
 
     `augment` and `generator` are for training: every call with random changes advances the generator.
+
+    Raises:
+        ValueError: `augment` changes colours, and the images have none.
     """
 
     def __init__(
@@ -37,25 +45,33 @@ class Batches:
         self._augment = augment or AugmentConfig()
         self._generator = generator
         self._memory_format = memory_format
+        self._num_classes = info.num_classes
         self._is_features = split.images.is_floating_point()
         if not self._is_features:
+            check_channels(self._augment, info)
             self._windows = crop_windows(split.images, self._augment.crop)
             self._mean = torch.tensor(info.mean, device=split.images.device).view(-1, 1, 1) * 255
             self._scale = 1 / (torch.tensor(info.std, device=split.images.device).view(-1, 1, 1) * 255)
 
     def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `(B, C, H, W)` float (or features) and labels `(B,)` of the rows."""
+        """Images `(B, C, H, W)` float (or features) and labels `(B,)` of the rows; mixed, probabilities `(B, K)`."""
         labels = self._split.labels[rows]
         if self._is_features:
             return self._split.images[rows], labels
-        images = random_crop(self._windows, rows, self._generator)
-        if self._augment.flip:
-            images = random_flip(images, self._augment.flip, self._generator)
+        config, generator = self._augment, self._generator
+        images = random_crop(self._windows, rows, generator)
+        if config.flip:
+            images = random_flip(images, config.flip, generator)
+        if config.vertical_flip:
+            images = random_flip(images, config.vertical_flip, generator, axis=2)
+        images = distort(images, config, generator)
         images = images.to(torch.float32, memory_format=self._memory_format)
         images = images.sub_(self._mean).mul_(self._scale)
         # After normalisation, so that the blank square is of the mean colour and not black.
-        if self._augment.cutout:
-            images = random_cutout(images, self._augment.cutout, self._generator)
+        if config.cutout:
+            images = random_cutout(images, config.cutout, generator)
+        if config.mixup or config.cutmix:
+            return mix(images, labels, self._num_classes, config, generator)
         return images, labels
 
 
@@ -75,18 +91,31 @@ def random_crop(windows: Tensor, rows: Tensor, generator: torch.Generator | None
     return windows[rows, :, top, left]
 
 
-def random_flip(images: Tensor, probability: float, generator: torch.Generator | None) -> Tensor:
-    """Each image mirrored left to right with the probability."""
+def random_flip(images: Tensor, probability: float, generator: torch.Generator | None, *, axis: int = 3) -> Tensor:
+    """Each image mirrored with the probability: left to right, or along another axis."""
     draw = torch.rand(len(images), 1, 1, 1, generator=generator, device=images.device)
-    return torch.where(draw < probability, images.flip(3), images)
+    return torch.where(draw < probability, images.flip(axis), images)
+
+
+def distort(images: Tensor, config: AugmentConfig, generator: torch.Generator | None) -> Tensor:
+    """Images `(B, C, H, W)` uint8, after all that makes them floats from 0 to 255; as they were if that is nothing."""
+    maps = []
+    if config.resized_crop:
+        maps.append(random_resized_crop(images, config.resized_crop, generator))
+    if config.rotation:
+        maps.append(random_rotation(images, config.rotation, generator))
+    drawn = trivial.draw(images, config.trivial_augment, generator) if config.trivial_augment else None
+    if drawn is not None:
+        maps.append(trivial.maps(images, drawn))
+    if maps:
+        images = resample(images.to(torch.float32), functools.reduce(compose, maps))
+    if config.brightness or config.contrast or config.saturation or config.hue:
+        images = random_jitter(images.to(torch.float32), config, generator)
+    if drawn is not None:
+        images = trivial.recolour(images, drawn)
+    return random_noise(images, config.noise, generator) if config.noise else images
 
 
 def random_cutout(images: Tensor, side: int, generator: torch.Generator | None) -> Tensor:
     """Each image with one square of zeros whose centre is any pixel (DeVries and Taylor 2017, arXiv 1708.04552)."""
-    batch, _, height, width = images.shape
-    centre = torch.rand(2, batch, 1, generator=generator, device=images.device)
-    top, left = ((centre[i] * size).floor() - side // 2 for i, size in enumerate((height, width)))
-    rows, columns = (torch.arange(size, device=images.device) for size in (height, width))
-    in_rows = (rows >= top) & (rows < top + side)
-    in_columns = (columns >= left) & (columns < left + side)
-    return images.masked_fill((in_rows[:, :, None] & in_columns[:, None, :])[:, None], 0.0)
+    return images.masked_fill(random_boxes(images, side, side, generator), 0.0)

@@ -101,8 +101,25 @@ class AugmentConfig(Part):
     """Random changes to training images, drawn for each image, applied to whole batches on the device."""
 
     crop: int = Field(0, ge=0, description="pixels of padding to crop from at random")
+    resized_crop: float = Field(
+        0.0, ge=0, le=1, description="smallest share of the area of a crop brought back to full size; 0 does not crop"
+    )
     flip: float = Field(0.0, ge=0, le=1, description="probability of a horizontal flip")
+    vertical_flip: float = Field(0.0, ge=0, le=1, description="probability of a vertical flip")
+    rotation: float = Field(0.0, ge=0, le=180, description="most degrees turned, either way")
+    brightness: float = Field(0.0, ge=0, le=1, description="most by which a factor on all pixels differs from 1")
+    contrast: float = Field(0.0, ge=0, le=1, description="most by which a factor on the contrast differs from 1")
+    saturation: float = Field(0.0, ge=0, le=1, description="most by which a factor on colourfulness differs from 1")
+    hue: float = Field(0.0, ge=0, le=0.5, description="most that colours move, as a share of the colour circle")
+    trivial_augment: float = Field(
+        0.0, ge=0, le=1, description="TrivialAugment, strongest as this share of its wide ranges; 0 is off"
+    )
+    noise: float = Field(
+        0.0, ge=0, le=1, description="standard deviation of Gaussian noise, as a share of the pixels' range"
+    )
     cutout: int = Field(0, ge=0, description="side in pixels of a square blanked at random")
+    mixup: float = Field(0.0, ge=0, description="alpha of MixUp, which blends pairs of images; 0 is off")
+    cutmix: float = Field(0.0, ge=0, description="alpha of CutMix, which pastes a box of another image; 0 is off")
 
 
 class FitConfig(Part):
