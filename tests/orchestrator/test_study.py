@@ -281,6 +281,13 @@ def test_bad_argument_is_refused_in_one_line_and_nothing_is_written(typed, compl
     assert list(folder.iterdir()) == []
 
 
+@pytest.mark.parametrize("typed", ["saturation=0.4", "hue=0.0,0.4", "saturation=interval(0.0,0.4)"])
+def test_change_of_colours_that_the_images_lack_is_refused_before_anything_trains(typed):
+    with pytest.raises(UsageError, match=r"^\w+=0\.4 needs colour images of 3 channels; these have 1$"):
+        load(["recipe=cnn", typed])
+    assert load(["recipe=cnn", "saturation=0", "contrast=0.4"]).fixed["contrast"] == 0.4
+
+
 def test_fields_that_do_not_fit_together_are_refused_in_the_recipe_s_words(tiny):
     with pytest.raises(UsageError, match=r"^heads=3 must divide width=8$"):
         load([f"recipe={tiny}", "heads=3", "rate=0,0.1"])

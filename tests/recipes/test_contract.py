@@ -41,7 +41,18 @@ STOCHASTIC: dict[str, dict[str, Any]] = {
     "resnet": {"stochastic_depth": 0.4},
     "vit": {"stochastic_depth": 0.4, "pool": "token"},
 }
-AUGMENTED = {"crop": 1, "flip": 0.5, "cutout": 2}
+AUGMENTED = {
+    "crop": 1,
+    "resized_crop": 0.5,
+    "flip": 0.5,
+    "rotation": 10,
+    "contrast": 0.3,
+    "trivial_augment": 0.3,
+    "noise": 0.05,
+    "cutout": 2,
+    "mixup": 0.2,
+    "cutmix": 1.0,
+}
 
 
 @pytest.fixture(params=recipes.BUILT_IN)
@@ -98,6 +109,15 @@ def test_digits_are_learnt_saved_and_restored(recipe, tmp_path):
         accuracy = (model(images).argmax(1) == labels).float().mean().item()
     # An image on the edge may fall to the other side in another memory layout.
     assert accuracy == pytest.approx(best, abs=1 / len(dataset.val.labels))
+
+
+def test_digits_changed_in_every_way_are_learnt_and_the_same_again():
+    values = {**AUGMENTED, "width": 16, "epochs": 2, "batch_size": 16, "warmup_epochs": 0.5}
+    cnn = recipes.load("cnn")
+    first, again = ([epoch.metrics for epoch in cnn.module.train(make(cnn.config_type, values))] for _ in range(2))
+    assert first == again
+    assert first[1]["train_loss"] < first[0]["train_loss"]
+    assert first[1]["val_accuracy"] > 0.3, "chance is 0.1"
 
 
 def test_training_without_an_attempt_writes_nothing(recipe, tmp_path, monkeypatch):
