@@ -117,8 +117,9 @@ def level_table(levels: Tensor, drawn: Draw) -> Tensor:
 
 def _posterized(old: Tensor, bits: Tensor) -> Tensor:
     """Levels without their lowest bits."""
-    step = bits.exp2()
-    return (old / step).floor() * step
+    # Shifted, since a power of two by floats need not be one on every device.
+    whole = bits.long()
+    return old.long() >> whole << whole
 
 
 def _stretched(old: Tensor, counts: Tensor) -> Tensor:
