@@ -33,7 +33,8 @@ if TYPE_CHECKING:
 # The pools of OpenMP and BLAS would be threads; a child sets its own number of them.
 ENVIRONMENT = {"OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1"}
 ANSWER_SECONDS = 60.0  # from a slow disk, torch takes long to import
-FOR_WORKERS = ("orchestrator.worker", "recipes.loop")
+# What every worker would import for itself by the end of its first epoch.
+FOR_WORKERS = ("orchestrator.worker", "recipes.loop", "recipes.data", "torch.utils.flop_counter")
 
 
 class Forked:

@@ -282,12 +282,12 @@ class _Training:
     def _train_step(self, rows: Tensor) -> Tensor:
         """One step on a batch; its mean loss."""
         config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
-        total = torch.zeros((), device=self._device)
-        for part in rows.tensor_split(min(self._config.fit.accumulate, len(rows))):
-            images, targets = self._train_batches(part)
-            loss = self._loss(self._forward(self._model, images), targets) * (len(part) / len(rows))
-            scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
-            total += loss.detach()
+        num_parts = min(self._config.fit.accumulate, len(rows))
+        if num_parts == 1:
+            loss = self._backward(rows, 1.0)
+        else:
+            parts = rows.tensor_split(num_parts)
+            loss = torch.stack([self._backward(part, len(part) / len(rows)) for part in parts]).sum()
         if config.clip_norm or config.clip_value:
             scaler.unscale_(optimizer)  # type: ignore[arg-type]
         if config.clip_value:
@@ -300,7 +300,16 @@ class _Training:
         if self._average is not None:
             self._average.update(self._model, self._step)
         self._step += 1
-        return total
+        return loss
+
+    def _backward(self, rows: Tensor, share: float) -> Tensor:
+        """Add the gradients of rows that are this share of a batch; the same share of their mean loss."""
+        images, targets = self._train_batches(rows)
+        loss = self._loss(self._forward(self._model, images), targets)
+        if share < 1:
+            loss = loss * share
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
 
     @torch.inference_mode()
     def _evaluate(self) -> tuple[Tensor, Tensor]:
