@@ -83,7 +83,8 @@ def fit(
     """Train; with an attempt, keep checkpoints and go on from those of an earlier one.
 
     `recipe` is the reference by which `recipes.load` finds the recipe again. `dataset` takes the place of the
-    configured one; float images in it are features, neither augmented nor normalised.
+    configured one; float images in it are features, neither augmented nor normalised. A model may have `lr_shares`
+    (see `optim.build`) and `begin_epoch(number)`, called before each epoch, counted from 1.
 
     Raises:
         ValueError: a device that is not there, or a folder that already holds another training.
@@ -235,6 +236,9 @@ class _Training:
         Raises:
             DivergedError: a loss is not finite.
         """
+        begin_epoch = getattr(self._model, "begin_epoch", None)
+        if begin_epoch is not None:
+            begin_epoch(len(history) + 1)
         train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
         sums = torch.stack([train_loss, *self._evaluate()]).tolist()
         metrics = {

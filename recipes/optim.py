@@ -26,10 +26,17 @@ PLATEAU_THRESHOLD = 1e-4  # a loss is lower if it is by this share, as in torch'
 
 
 def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer | Several:
-    """The optimiser over all parameters that ask for a gradient."""
+    """The optimiser over all parameters that ask for a gradient.
+
+    A model may have `lr_shares`, the beginning of parameters' names -> their share of the learning rate.
+    """
     if config.optimizer == "muon":
         return _muon(config, model)
-    groups = parameter_groups(model.parameters(), config.weight_decay)
+    groups = [
+        {**group, "lr_share": share}
+        for share, parameters in _by_share(model).items()
+        for group in parameter_groups(parameters, config.weight_decay)
+    ]
     betas = (config.beta1, config.beta2)
     optimizer: torch.optim.Optimizer
     match config.optimizer:  # in one fused kernel a group, where there is one
@@ -47,9 +54,13 @@ def build(config: OptimConfig, model: nn.Module) -> torch.optim.Optimizer | Seve
 
 def _muon(config: OptimConfig, model: nn.Module) -> Several:
     """Muon on matrices, AdamW on all else, with one learning rate for both (Liu et al. 2025, arXiv 2502.16982)."""
-    parameters = [parameter for parameter in model.parameters() if parameter.requires_grad]
-    matrices = [parameter for parameter in parameters if parameter.ndim == 2]
-    others = parameter_groups([parameter for parameter in parameters if parameter.ndim != 2], config.weight_decay)
+    matrices: list[dict[str, Any]] = []
+    others: list[dict[str, Any]] = []
+    for share, parameters in _by_share(model).items():
+        two = [parameter for parameter in parameters if parameter.ndim == 2]
+        matrices += [{"params": two, "lr_share": share}] if two else []
+        rest = parameter_groups([parameter for parameter in parameters if parameter.ndim != 2], config.weight_decay)
+        others += [{**group, "lr_share": share} for group in rest]
     found: list[torch.optim.Optimizer] = []
     if matrices:
         found.append(
@@ -96,6 +107,17 @@ class Several:
         """Take up what `state_dict` gave."""
         for optimizer, own in zip(self._optimizers, state["optimizers"], strict=True):
             optimizer.load_state_dict(own)
+
+
+def _by_share(model: nn.Module) -> dict[float, list[nn.Parameter]]:
+    """Share of the learning rate -> the parameters that ask for a gradient and learn with it."""
+    shares: Mapping[str, float] = getattr(model, "lr_shares", {})
+    found: dict[float, list[nn.Parameter]] = {}
+    for name, parameter in model.named_parameters():
+        if parameter.requires_grad:
+            share = next((share for prefix, share in shares.items() if name.startswith(prefix)), 1.0)
+            found.setdefault(share, []).append(parameter)
+    return found
 
 
 def parameter_groups(parameters: Iterable[nn.Parameter], weight_decay: float) -> list[dict[str, Any]]:
@@ -192,9 +214,9 @@ def num_plateau_drops(config: OptimConfig, losses: Sequence[float]) -> int:
 
 
 def set_learning_rate(optimizer: torch.optim.Optimizer | Several, value: float) -> None:
-    """The learning rate of the next step, for all groups."""
+    """The learning rate of the next step, for each group its share of it."""
     for group in optimizer.param_groups:
-        group["lr"] = value
+        group["lr"] = value * group["lr_share"]
 
 
 # -- the average of the weights

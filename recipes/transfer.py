@@ -50,6 +50,14 @@ class ModelConfig(Part):
         64, ge=64, le=1024, description="pixels a side that images are resized to, where the network takes any size"
     )
     freeze: bool = Field(True, description="train the head alone; false trains the network as well")
+    backbone_lr: float = Field(
+        0.1, gt=0, le=1, description="learning rate of the network where freeze=false, as a share of lr"
+    )
+    unfreeze_epochs: int = Field(
+        0,
+        ge=0,
+        description="epochs over which the network's blocks join the head, the last first; 0 trains all at once",
+    )
     hidden: int = Field(0, ge=0, le=4096, description="units of a hidden layer in the head; 0 has none")
     dropout: float = Field(0.0, ge=0, lt=1, description="share of the features dropped before the last layer")
 
@@ -109,15 +117,39 @@ class Head(nn.Module):
 
 
 class Transfer(nn.Module):
-    """Backbone and head: normalised images (B, C, H, W) to logits (B, K)."""
+    """Backbone and head: normalised images (B, C, H, W) to logits (B, K).
 
-    def __init__(self, backbone: Backbone, head: Head) -> None:
+    In training the head comes first: blocks of the network join it from the last to the first, over the first
+    `unfreeze_epochs` epochs, and learn more slowly (Howard and Ruder 2018, arXiv 1801.06146).
+    """
+
+    def __init__(self, backbone: Backbone, head: Head, model: ModelConfig) -> None:
         super().__init__()
         self.backbone, self.head = backbone, head
+        self.lr_shares = {"backbone.": model.backbone_lr}
+        self._unfreeze_epochs = model.unfreeze_epochs
+
+    def begin_epoch(self, number: int) -> None:
+        """Let as many blocks of the network learn as an epoch counted from 1 is for."""
+        blocks = _blocks(self.backbone.network)
+        num_frozen = 0
+        if self._unfreeze_epochs:
+            share = min(1.0, (number - 1) / self._unfreeze_epochs)
+            num_frozen = len(blocks) - int(share * len(blocks))
+        for index, block in enumerate(blocks):
+            block.requires_grad_(index >= num_frozen)
 
     def forward(self, x: Tensor) -> Tensor:
         """Normalised images (B, C, H, W) to logits (B, K)."""
         return self.head(self.backbone(x))  # type: ignore[no-any-return]
+
+
+def _blocks(network: nn.Module) -> list[nn.Module]:
+    """The parts of a network in order, those of its sequences one by one, as far as they have weights."""
+    found: list[nn.Module] = []
+    for child in network.children():
+        found += child.children() if isinstance(child, nn.Sequential | nn.ModuleList) else [child]
+    return [block for block in found if any(True for _ in block.parameters())]
 
 
 def check(config: Config) -> None:
@@ -138,7 +170,7 @@ def build_model(config: Config, info: ImageInfo) -> Transfer:
         recipes.loop.ModelFileError: `init` is a path to something that is not a model of ours.
     """
     backbone = _backbone(config.model, info)
-    return Transfer(backbone, Head(config.model, backbone.num_features, info.num_classes))
+    return Transfer(backbone, Head(config.model, backbone.num_features, info.num_classes), config.model)
 
 
 def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:

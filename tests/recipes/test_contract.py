@@ -234,7 +234,7 @@ def test_transfer_killed_and_resumed_is_the_same_to_the_bit(run_python, tmp_path
         cnn = recipes.load("cnn")
         list(cnn.module.train(make(cnn.config_type, {**SMALL["cnn"], "epochs": 1}), Attempt(folder=tmp_path / "cnn")))
         init = str(tmp_path / "cnn" / "best.safetensors")
-        values |= {**AUGMENTED, "init": init, "freeze": False, "features": "last"}
+        values |= {**AUGMENTED, "init": init, "freeze": False, "features": "last", "unfreeze_epochs": 2}
     train_killed_and_resumed(run_python, tmp_path, "transfer", values)
     assert_same_bits(tmp_path)
 

@@ -20,11 +20,11 @@ from sklearn.datasets import load_sample_image
 from torch import nn
 
 import recipes
-from recipes import data, pretrained, transfer
+from recipes import data, optim, pretrained, transfer
 from recipes.augment import Batches
 from recipes.config import DatasetConfig, make
 from recipes.data import ImageInfo
-from recipes.loop import METADATA_KEY, Attempt, ModelFileError, read_model, restore_model
+from recipes.loop import METADATA_KEY, Attempt, ModelFileError, fit, read_model, restore_model
 from recipes.pretrained import Backbone, InitError, Pretrained, load, timm_name
 
 if TYPE_CHECKING:
@@ -435,6 +435,53 @@ def test_fine_tuning_changes_all_weights_but_no_statistics(own, tmp_path):
     torch.testing.assert_close(after["head.mean"], frozen.train.images.mean(0))
     model, *_ = restore_model(recipes.load("transfer"), tmp_path / "best.safetensors")
     assert all(torch.equal(tensor, after[name]) for name, tensor in model.state_dict().items())
+
+
+def fine_tuned(own, **values):
+    """A fine-tuning of our own CNN, and the names of the parameters that each epoch changed."""
+    values = {"init": own["cnn"], "features": "last", "freeze": False, "weight_decay": 0.0, **values}
+    config, changed, models = make(transfer.Config, values), [], []
+
+    def build(config, info):
+        models.append(transfer.build_model(config, info))
+        return models[0]
+
+    before = {}
+    for _ in fit(config, build, recipe="transfer"):
+        now = {name: parameter.detach().clone() for name, parameter in models[0].named_parameters()}
+        before = before or dict(transfer.build_model(config, data.load(config.dataset).info).named_parameters())
+        changed.append({name for name in now if not torch.equal(now[name], before[name])})
+        before = now
+    return changed
+
+
+def test_blocks_join_the_head_one_after_another_the_last_first(own):
+    first, second, third = fine_tuned(own, epochs=3, unfreeze_epochs=2)
+    assert all(name.startswith("head.") for name in first)
+    late = {name for name in second if name.startswith("backbone.")}
+    every = {name for name in third if name.startswith("backbone.")}
+    assert set() < late < every
+    number = re.compile(r"backbone\.network\.(\d+)")
+    assert min(int(number.match(name)[1]) for name in late) > min(int(number.match(name)[1]) for name in every)
+
+
+def test_all_blocks_learn_at_once_without_unfreezing(own):
+    (changed,) = fine_tuned(own, epochs=1)
+    assert any(name.startswith("backbone.network.0") for name in changed)
+
+
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_network_learns_more_slowly_than_its_head(own, optimizer):
+    values = {"init": own["cnn"], "features": "last", "freeze": False, "backbone_lr": 0.25, "optimizer": optimizer}
+    config = make(transfer.Config, values)
+    model = transfer.build_model(config, data.load(config.dataset).info)
+    built = optim.build(config.optim, model)
+    optim.set_learning_rate(built, 0.5)
+    rates = {id(p): group["lr"] for group in built.param_groups for p in group["params"]}
+    found = {name.partition(".")[0]: set() for name, _ in model.named_parameters()}
+    for name, parameter in model.named_parameters():
+        found[name.partition(".")[0]].add(rates[id(parameter)])
+    assert found == {"backbone": {0.125}, "head": {0.5}}
 
 
 @pytest.mark.slow
