@@ -272,6 +272,25 @@ def evaluate(
     return render.show_table(["class", "taken for", "images"], found["mistakes"])
 
 
+@app.command(no_args_is_help=True)
+def export(
+    file: Annotated[Path, typer.Argument(help="A .onnx or .pt2 file to write.", show_default=False)],
+    target: Annotated[
+        str, typer.Argument(metavar="[STUDY|TRIAL]", help="A study's best, or one trial.", show_default=False)
+    ] = "",
+    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    as_json: AsJson = False,
+) -> None:
+    """Write a trial's model to a file and measure what that costs: orch export small.onnx --precision int8"""
+    from orchestrator import exports, render, views
+
+    exports.check_target(file, precision)
+    with _record() as record:
+        study, number = views.find_study_or_trial(record, target)
+    found = exports.export(_settings(), study.name, number, file, precision)
+    return _print_json(found) if as_json else render.show_pairs(found)
+
+
 @app.command()
 def sync(study: AnyStudy = "") -> None:
     """Bring MLflow, the Optuna storage and TensorBoard up to the record."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from contextlib import closing
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import compare
@@ -12,10 +13,11 @@ from orchestrator.store import Record
 from recipes.checkpoint import BEST
 
 if TYPE_CHECKING:
-    from pathlib import Path
+    from torch import nn
 
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
+    from recipes.data import Dataset, ImageInfo
 
 NUM_MISTAKES = 10
 SPLITS = ("train", "val", "test")
@@ -28,15 +30,59 @@ def evaluate(settings: Settings, study: str, number: int | None = None, *, split
         UnknownNameError: no such study.
         UsageError: no complete trial, no such split, or files that are not those on record.
     """
+    from recipes import metrics
+
     if split not in SPLITS:
         raise UsageError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    trained = load_trained(settings, study, number)
+    info, images = trained.info, getattr(trained.dataset, split)
+    logits = metrics.logits_of(trained.model, images, info)
+    confusion = metrics.confusion(logits, images.labels)
+    return {
+        "study": study,
+        "trial": trained.trial,
+        "split": split,
+        "images": len(images.labels),
+        "metrics": metrics.summary(logits, images.labels),
+        "classes": metrics.by_class(logits, images.labels, info.class_names),
+        "confusion": confusion,
+        "mistakes": metrics.most_confused(confusion, info.class_names, NUM_MISTAKES),
+    }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """A trial's best weights in their model, and the data that it was trained on."""
+
+    trial: int
+    recipe: str
+    model: nn.Module
+    info: ImageInfo
+    dataset: Dataset
+
+
+def load_trained(settings: Settings, study: str, number: int | None = None) -> Trained:
+    """A trial, or without a number the study's best.
+
+    Raises:
+        UnknownNameError: no such study.
+        UsageError: no complete trial, one without weights, or files that are not those on record.
+    """
+    import recipes
+    from recipes import data
+    from recipes.config import make
+    from recipes.loop import restore_model
+
     with closing(Record.open(settings.record_url)) as record:
         row = record.study(study)
         trial = _trial(record, row, number)
         attempt = accepted_attempt(record, trial)
         path = settings.attempt_folder(row.name, trial.number, attempt.number) / BEST
         check_hash(path, (attempt.manifest or {}).get(BEST, ""), UsageError)
-    return {"study": row.name, "trial": trial.number, "split": split, **_figures(row, trial, path, split)}
+    recipe = recipes.load(row.recipe)
+    model, info, _ = restore_model(recipe, path)
+    dataset = data.load(make(recipe.config_type, trial.config).dataset)
+    return Trained(trial=trial.number, recipe=row.recipe, model=model, info=info, dataset=dataset)
 
 
 def _trial(record: Record, study: Study, number: int | None) -> Trial:
@@ -50,23 +96,3 @@ def _trial(record: Record, study: Study, number: int | None) -> Trial:
     if trial.value is None:
         raise UsageError(f"trial {number} of {study.name!r} is {trial.state.value}: it has no weights to evaluate")
     return trial
-
-
-def _figures(study: Study, trial: Trial, path: Path, split: str) -> dict[str, Any]:
-    import recipes
-    from recipes import data, metrics
-    from recipes.config import make
-    from recipes.loop import restore_model
-
-    recipe = recipes.load(study.recipe)
-    model, info, _ = restore_model(recipe, path)
-    images = getattr(data.load(make(recipe.config_type, trial.config).dataset), split)
-    logits = metrics.logits_of(model, images, info)
-    confusion = metrics.confusion(logits, images.labels)
-    return {
-        "images": len(images.labels),
-        "metrics": metrics.summary(logits, images.labels),
-        "classes": metrics.by_class(logits, images.labels, info.class_names),
-        "confusion": confusion,
-        "mistakes": metrics.most_confused(confusion, info.class_names, NUM_MISTAKES),
-    }

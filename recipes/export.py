@@ -10,7 +10,7 @@ import contextlib
 import copy
 import functools
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -23,7 +23,6 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
     from pathlib import Path
 
-    import onnxruntime  # type: ignore[import-untyped]
     from google.protobuf.message import Message  # type: ignore[import-untyped]
     from numpy.typing import NDArray
     from onnx import ModelProto, TensorProto
@@ -73,7 +72,7 @@ def export_onnx(model: nn.Module, info: ImageInfo, path: Path, metadata: Mapping
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     if size > MAX_BYTES:
         raise ExportError(f"the model's {size:,} bytes are more than the {MAX_BYTES:,} of one ONNX file")
-    exported = _exported(_deployed(model, info), info)
+    exported = _exported(deployable(model, info), info)
     _drop_notes(exported)
     onnx.helper.set_model_props(exported, {**metadata, "class_names": json.dumps(info.class_names)})
     write_whole(path, exported.SerializeToString())
@@ -88,7 +87,7 @@ def warm_up() -> None:
     tqdm.monitor_interval = 0  # no thread to watch progress bars that nobody sees: forks need a process with one
     names = ("no", "yes")
     info = ImageInfo(channels=1, height=4, width=4, num_classes=len(names), class_names=names, mean=(0.5,), std=(0.5,))
-    _exported(_deployed(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info), info)
+    _exported(deployable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info), info)
 
 
 def parity(model: nn.Module, info: ImageInfo, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
@@ -99,14 +98,14 @@ def parity(model: nn.Module, info: ImageInfo, path: Path, images: Sequence[NDArr
     Raises:
         ExportError: `path` is not one whole ONNX file, or does not take every batch and size.
     """
-    session = _session(path)
-    deployed = _deployed(model, info)
+    session = Session(path)
+    deployed = deployable(model, info)
     sizes = {images[0].shape[:2], (info.height, info.width), (2 * info.height + 1, 3 * info.width)}
     differences: list[np.float32] = []
     for batch in _batches(images, sorted(sizes)):
         with torch.inference_mode():
             expected = deployed(torch.from_numpy(batch))
-        found = _run(session, batch)
+        found = session(batch)
         differences += [np.abs(mine - theirs.numpy()).max() for mine, theirs in zip(found, expected, strict=True)]
     return float(np.max(differences))
 
@@ -131,15 +130,20 @@ def check_one_file(path: Path) -> None:
             raise ExportError(f"{path} keeps {tensor.name!r} in another file; only single files are read")
 
 
-def _deployed(model: nn.Module, info: ImageInfo) -> Deployed:
-    """A copy to run on the CPU."""
+def deployable(model: nn.Module, info: ImageInfo) -> Deployed:
+    """A copy of the model behind its resizing and normalisation, to run on the CPU."""
     return Deployed(copy.deepcopy(model).cpu(), info).eval().requires_grad_(False)
 
 
-def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
+def example_of(info: ImageInfo) -> tuple[Tensor, dict[int, Any]]:
+    """An input (B, H, W, C) to trace a model with, and which of its axes are free."""
     # Neither one image nor the model's own size: torch takes a 1, or two equal sizes, for fixed.
     example = torch.zeros(2, info.height + 3, info.width + 5, info.channels, dtype=torch.uint8)
-    free = {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+    return example, {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
+
+
+def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
+    example, free = example_of(info)
     _keep_translations()
     try:
         program = torch.onnx.export(
@@ -178,21 +182,35 @@ def _drop_notes(model: ModelProto) -> None:
         noted.ClearField("metadata_props")
 
 
-def _session(path: Path) -> onnxruntime.InferenceSession:
-    import onnxruntime
+class Session:
+    """An ONNX file on the CPU: pictures (B, H, W, C) uint8 to what `OUTPUTS` names."""
 
-    check_one_file(path)
-    try:
-        return onnxruntime.InferenceSession(path, providers=["CPUExecutionProvider"])
-    except Exception as error:  # onnxruntime's exceptions have no common base
-        raise ExportError(f"onnxruntime can't load {path}: {error}") from error
+    def __init__(self, path: Path) -> None:
+        """Load the file.
 
+        Raises:
+            ExportError: it is not one whole ONNX file.
+        """
+        import onnxruntime  # type: ignore[import-untyped]
 
-def _run(session: onnxruntime.InferenceSession, batch: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-    try:
-        return list(session.run(list(OUTPUTS), {"images": batch}))
-    except Exception as error:
-        raise ExportError(f"the exported model fails on images {batch.shape}: {error}") from error
+        check_one_file(path)
+        try:
+            self._session: onnxruntime.InferenceSession = onnxruntime.InferenceSession(
+                path, providers=["CPUExecutionProvider"]
+            )
+        except Exception as error:  # onnxruntime's exceptions have no common base
+            raise ExportError(f"onnxruntime can't load {path}: {error}") from error
+
+    def __call__(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
+        """Logits and probabilities (B, K).
+
+        Raises:
+            ExportError: the model does not take them.
+        """
+        try:
+            return list(self._session.run(list(OUTPUTS), {"images": pictures}))
+        except Exception as error:
+            raise ExportError(f"the exported model fails on images {pictures.shape}: {error}") from error
 
 
 def _batches(images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:

@@ -16,6 +16,7 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 LAYERS = [
     {"cli"},
     {"live", "render", "dashboards", "views"},
+    {"exports"},
     {"sweep", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
