@@ -132,6 +132,7 @@ class FitConfig(Part):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, order, augmentation and dropout")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="arithmetic on CUDA; elsewhere fp32")
+    profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
 
 
 class TrainConfig(Protocol):

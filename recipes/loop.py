@@ -11,6 +11,7 @@ import json
 import math
 import random
 import time
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar, cast
 
@@ -24,6 +25,7 @@ from recipes.augment import Batches
 from recipes.config import TrainConfig, flatten, make
 from recipes.data import ImageInfo
 from recipes.flops import size
+from recipes.profiling import Profiler
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
@@ -103,7 +105,10 @@ def fit(
     history = list(generation.record["history"]) if generation else []
     if generation:
         training.load_state(generation.state())
-    with checkpoint.Writer(attempt.folder, generation) as writer:
+    with ExitStack() as stack:
+        writer = stack.enter_context(checkpoint.Writer(attempt.folder, generation))
+        if config.fit.profile:
+            training.profiler = stack.enter_context(Profiler(attempt.folder, device))
         for record in _train_on(config, training, history):
             metadata = _metadata(config, dataset.info, recipe, record) if record["is_best"] else None
             yield _epoch(record, saved=writer.save(training.state(), history, best_metadata=metadata))
@@ -227,6 +232,7 @@ class _Training:
         self._labels = dataset.train.labels
         self._num_classes = dataset.info.num_classes
         self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
+        self.profiler: Profiler | None = None
         self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
         self._step = 0
 
@@ -304,6 +310,8 @@ class _Training:
         if self._average is not None:
             self._average.update(self._model, self._step)
         self._step += 1
+        if self.profiler is not None:
+            self.profiler.step()
         return loss
 
     def _backward(self, rows: Tensor, share: float) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 import recipes
-from recipes import checkpoint, cnn, data, loop, mlp
+from recipes import checkpoint, cnn, data, loop, mlp, profiling
 from recipes.augment import Batches
 from recipes.config import make
 from recipes.data import Dataset, Split
@@ -386,6 +386,21 @@ def test_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
     *_, plain = mlp.train(make(mlp.Config, {"epochs": 3, "batch_size": 64, "width": 32}))
     assert plain.metrics["train_loss"] == last.metrics["train_loss"], "training does not know of the average"
     assert plain.metrics["val_loss"] != last.metrics["val_loss"]
+
+
+def test_profile_leaves_a_trace_and_a_table_and_the_same_bits(tmp_path):
+    values = {"epochs": 2, "batch_size": 128, "width": 16}
+    plain = list(mlp.train(make(mlp.Config, values), Attempt(folder=tmp_path / "plain")))
+    watched = list(mlp.train(make(mlp.Config, {**values, "profile": True}), Attempt(folder=tmp_path / "watched")))
+    assert comparable(watched) == comparable(plain)
+    events = json.loads((tmp_path / "watched" / "trace.json").read_text())["traceEvents"]
+    steps = {event["name"] for event in events if event.get("name", "").startswith("ProfilerStep#")}
+    assert len(steps) == profiling.NUM_STEPS
+    table = (tmp_path / "watched" / "operators.txt").read_text()
+    assert table.startswith("10 training steps\n")
+    assert table.count("aten::") > 10
+    assert "Self CPU time total" in table
+    assert not (tmp_path / "plain" / "trace.json").exists()
 
 
 def test_sampler_draws_rare_classes_as_often_as_others(features):
