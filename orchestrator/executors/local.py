@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import selectors
 import signal
@@ -19,6 +20,8 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from orchestrator.executors import Decision, Job
+
+logger = logging.getLogger(__name__)
 
 MAX_IDLE_DEATHS = 3  # a worker that dies this often with no job on it will never start
 WORKER = "orchestrator.worker"
@@ -72,7 +75,7 @@ class LocalExecutor:
         self._pinger = Pinger()
         self._selector = selectors.DefaultSelector()
         self._children: dict[str, Child | Forked] = {}
-        self._exporters: set[str] = set()  # slots whose worker is of the second server
+        self._exporters: set[str] = set()  # slots whose worker is as quick to export as can be
         self._jobs: dict[str, Job] = {}
         self._idle_deaths = 0
         for slot in slots:
@@ -87,9 +90,7 @@ class LocalExecutor:
         """Send `job` to the slot's worker; one that still starts takes it up as soon as it can."""
         assert slot.name not in self._jobs, f"slot {slot.name} is busy"
         if isinstance(job, ExportSpec) and self._export_server is not None and slot.name not in self._exporters:
-            self._end(slot)
-            self._start(slot, self._export_server)
-            self._exporters.add(slot.name)
+            self._change_to_exporter(slot, self._export_server)
         self._jobs[slot.name] = job
         self._children[slot.name].channel.send(encode(job))
 
@@ -121,15 +122,29 @@ class LocalExecutor:
         self._selector.close()
 
     def _start(self, slot: Slot, server: ForkServer | None) -> None:
+        self._take(slot, self._made(slot, server))
+
+    def _made(self, slot: Slot, server: ForkServer | None) -> Child | Forked:
         log, environment = self._logs / f"{slot.name}.log", _environment(slot)
-        child: Child | Forked
         if server is not None:
-            child = server.fork(WORKER, [slot.name], log=log, environment=environment)
-        else:
-            child = spawn(WORKER, [slot.name], log=log, environment=environment)
+            return server.fork(WORKER, [slot.name], log=log, environment=environment)
+        return spawn(WORKER, [slot.name], log=log, environment=environment)
+
+    def _take(self, slot: Slot, child: Child | Forked) -> None:
         self._children[slot.name] = child
         self._selector.register(child.channel, selectors.EVENT_READ, slot)
         self._pinger.add(child.channel)
+
+    def _change_to_exporter(self, slot: Slot, server: ForkServer) -> None:
+        """Give the slot a worker whose exports are quick; where there is none, its own will do."""
+        try:
+            exporter = self._made(slot, server)
+        except UnavailableError as error:
+            logger.warning("exports start slowly: %s", error)
+        else:
+            self._end(slot)
+            self._take(slot, exporter)
+        self._exporters.add(slot.name)
 
     def _end(self, slot: Slot) -> int | None:
         """End a slot's worker, if it has not ended yet, and say how it did."""

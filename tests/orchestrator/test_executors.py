@@ -27,6 +27,7 @@ from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots
 from orchestrator.forkserver import worker_server
 from orchestrator.tables import Reason
 
+SHORT = {"epochs": 1, "data": "digits", "split_seed": 0}
 COUNTING = str(Path(__file__).parents[1] / "support" / "counting.py")
 
 
@@ -73,6 +74,11 @@ def spec(tmp_path, trial=0, attempt=1, decision_epochs=(), earlier=(), recorded=
         decision_epochs=tuple(decision_epochs),
         threads=1,
     )
+
+
+def export_spec(tmp_path):
+    folder = str(tmp_path / "0" / "1")
+    return ExportSpec(study="s", trial=0, attempt=1, recipe=COUNTING, config=SHORT, folder=folder)
 
 
 def collect(executor, until=lambda event: not isinstance(event, EpochEnded), seconds=240):
@@ -178,10 +184,8 @@ def test_unknown_recipe_fails_the_trial_only(executor, tmp_path):
 
 @pytest.mark.slow
 def test_export_writes_onnx_that_agrees_with_pytorch(executor, tmp_path):
-    config = {"epochs": 1, "data": "digits", "split_seed": 0}
-    run(executor, spec(tmp_path, **config))
-    job = ExportSpec(study="s", trial=0, attempt=1, recipe=COUNTING, config=config, folder=str(tmp_path / "0" / "1"))
-    (exported,) = run(executor, job)
+    run(executor, spec(tmp_path, **SHORT))
+    (exported,) = run(executor, export_spec(tmp_path))
     assert isinstance(exported, Exported)
     assert exported.error == ""
     file = tmp_path / "0" / "1" / exported.file
@@ -216,6 +220,21 @@ def test_killed_worker_is_lost_and_replaced(maybe_server, tmp_path):
         assert "killed (signal 9)" in failed.message
         *_, ended = run(executor, spec(tmp_path, trial=1))
         assert isinstance(ended, TrialEnded)
+    finally:
+        executor.close()
+
+
+@pytest.mark.parametrize("names", ["recipes.export:warm_up", "no_such_module"])
+def test_export_is_made_whether_or_not_there_is_a_warm_worker_for_it(server, tmp_path, monkeypatch, names):
+    monkeypatch.setattr("orchestrator.executors.local.FOR_EXPORTS", names)
+    executor = local(tmp_path, server)
+    try:
+        run(executor, spec(tmp_path, **SHORT))
+        (trained_in,) = workers_of(executor)
+        (exported,) = run(executor, export_spec(tmp_path))
+        (exported_in,) = workers_of(executor)
+        assert not exported.error
+        assert (exported_in == trained_in) == (names == "no_such_module")
     finally:
         executor.close()
 

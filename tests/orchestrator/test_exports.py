@@ -27,7 +27,12 @@ def settings(home, monkeypatch):
 
 @pytest.mark.parametrize(
     ("name", "precision", "difference"),
-    [("m.onnx", "fp32", 1e-5), ("m.onnx", "fp16", 0.01), ("m.onnx", "int8", 0.2), ("m.pt2", "fp32", 1e-5)],
+    [
+        ("m.onnx", "fp32", 1e-5),
+        pytest.param("m.onnx", "fp16", 0.01, marks=pytest.mark.slow),
+        ("m.onnx", "int8", 0.2),
+        pytest.param("m.pt2", "fp32", 1e-5, marks=pytest.mark.slow),
+    ],
 )
 def test_file_is_measured_beside_pytorch(settings, tmp_path, name, precision, difference):
     path = tmp_path / name

@@ -30,7 +30,9 @@ class Exported:
     expected: Any
 
 
-@pytest.fixture(scope="module", params=SMALL)
+@pytest.fixture(
+    scope="module", params=["mlp", *(pytest.param(name, marks=pytest.mark.slow) for name in ("cnn", "vit"))]
+)
 def exported(request, tmp_path_factory):
     torch.manual_seed(0)
     recipe, dataset = recipes.load(request.param), data.load(DatasetConfig())
