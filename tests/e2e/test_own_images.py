@@ -42,6 +42,7 @@ def test_same_photographs_by_table_are_another_study_of_equal_data(tmp_path):
     assert first["best"]["value"] == second["best"]["value"]
 
 
+@pytest.mark.slow
 def test_bad_picture_ends_with_exit_code_2_and_leaves_nothing(tmp_path):
     folder = photos.write(tmp_path / "photos", 5)
     (folder / "china" / "cut.png").write_bytes((folder / "china" / "00.png").read_bytes()[:-100])

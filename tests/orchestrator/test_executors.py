@@ -224,6 +224,7 @@ def test_killed_worker_is_lost_and_replaced(maybe_server, tmp_path):
         executor.close()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["recipes.export:warm_up", "no_such_module"])
 def test_export_is_made_whether_or_not_there_is_a_warm_worker_for_it(server, tmp_path, monkeypatch, names):
     monkeypatch.setattr("orchestrator.executors.local.FOR_EXPORTS", names)

@@ -45,6 +45,7 @@ def following(sweep, name="mlflow"):
     return mirror.Follower(name, place), holding
 
 
+@pytest.mark.slow
 def test_every_value_arrives_once_however_often_it_is_synced(sweep):
     first = sweep.run()
     second = sweep.start()

@@ -172,6 +172,7 @@ def test_a_better_model_takes_over_and_rollback_swaps(settings):
     ]
 
 
+@pytest.mark.slow
 def test_a_trial_without_onnx_is_exported_first(settings):
     replace_study(settings, STRONG, export=False)
     assert promote(settings).version == "1"
@@ -390,6 +391,7 @@ def test_a_kill_at_any_step_leaves_a_champion_and_the_next_command_does_the_rest
     assert aliases_of(settings) == {"champion": "1", "previous": "3"}
 
 
+@pytest.mark.slow
 def test_a_move_that_was_killed_before_the_alias_is_begun_anew(settings, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(

@@ -55,7 +55,10 @@ AUGMENTED = {
 }
 
 
-@pytest.fixture(params=recipes.BUILT_IN)
+# The features of a pretrained network take seconds to compute.
+@pytest.fixture(
+    params=[pytest.param(name, marks=[pytest.mark.slow] * (name == "transfer")) for name in recipes.BUILT_IN]
+)
 def recipe(request: pytest.FixtureRequest) -> recipes.Recipe:
     return recipes.load(request.param)
 

@@ -36,6 +36,7 @@ def test_scalars_carry_epoch_and_time(sweep):
     assert [(s.step, s.wall_time) for s in scalars] == [(e.number, pytest.approx(e.recorded_at)) for e in epochs]
 
 
+@pytest.mark.slow
 def test_restart_goes_on_in_a_new_file(sweep):
     trial = sweep.start()
     for epoch in (1, 2, 3):
