@@ -117,8 +117,11 @@ class ForkServer:
         """The answer to a request, or None from a server that is dead or hangs."""
         channel = self._server.channel
         with self._lock:
+            if channel.fileno() < 0:
+                return None
             channel.send(request, descriptors)
             if not channel.wait(ANSWER_SECONDS):
+                self._server.kill()  # its answer would be taken for that to the next request
                 return None
             answers = channel.receive()
         return answers[0] if answers else None

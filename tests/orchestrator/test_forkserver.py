@@ -99,6 +99,16 @@ def test_dead_server_is_started_again_and_its_children_live_on(server, fork):
     wait_until(lambda: not alive(psutil.Process(child.pid)) if psutil.pid_exists(child.pid) else True, 5)
 
 
+def test_server_that_hangs_is_replaced_and_its_late_answer_is_no_other_ones(server, fork, monkeypatch):
+    child, hanging = fork(), server._server.pid
+    os.kill(hanging, signal.SIGSTOP)
+    monkeypatch.setattr("orchestrator.forkserver.ANSWER_SECONDS", 0.2)
+    child.kill()
+    assert child.exit_code() is None
+    monkeypatch.undo()
+    assert fork().told["parent"] == server._server.pid != hanging
+
+
 def test_server_can_be_forked_from_a_server(server, fork):
     second = ForkServer("json:dumps.__doc__.strip", source=server)
     try:
