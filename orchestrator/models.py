@@ -5,7 +5,6 @@ MLflow's registry says which version a name stands for; the ledger says which by
 
 from __future__ import annotations
 
-import hashlib
 import re
 import tempfile
 from contextlib import closing
@@ -17,6 +16,7 @@ from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.registry import Registry
 from orchestrator.store import Record
 from recipes.checkpoint import BEST
+from recipes.files import sha256_of
 
 if TYPE_CHECKING:
     from orchestrator.errors import RefusedError
@@ -81,7 +81,7 @@ def file_of(settings: Settings, registry: Registry, entry: Promotion) -> Path:
     path = registry.local_file(entry.model, entry.to_version)
     if path is None:
         path = settings.home / "cache" / "models" / f"{entry.sha256}.onnx"
-        if not path.is_file() or sha256(path) != entry.sha256:
+        if not path.is_file() or sha256_of(path) != entry.sha256:
             path.parent.mkdir(parents=True, exist_ok=True)
             with tempfile.TemporaryDirectory(dir=path.parent) as folder:
                 registry.download(entry.model, entry.to_version, Path(folder)).replace(path)
@@ -93,14 +93,8 @@ def check_hash(path: Path, expected: str, error_type: type[UsageError | RefusedE
     """Raise an `error_type` unless there is a file at `path` with the SHA-256 `expected`."""
     if not path.is_file():
         raise error_type(f"{path} is missing")
-    if (found := sha256(path)) != expected:
+    if (found := sha256_of(path)) != expected:
         raise error_type(f"{path} has SHA-256 {found}, the record says {expected}")
-
-
-def sha256(path: Path) -> str:
-    """SHA-256 of a file, in hex."""
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def accepted_attempt(record: Record, trial: Trial) -> Attempt:

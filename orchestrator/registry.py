@@ -15,13 +15,11 @@ import tempfile
 from importlib.metadata import version as installed_version
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError, UsageError
-from orchestrator.mirrors.mlflow_store import address, opening_store
+from orchestrator.mirrors.mlflow_store import TIMEOUT, address, local_path, opening_store, time_for_files
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -34,8 +32,6 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 MODEL_FILE = "model.onnx"
-TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
-FILE_SECONDS = 120  # a server may put a file into a store of its own before it answers
 # A server that is gone is told in seconds; MLflow by itself tries for four minutes.
 ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
@@ -84,7 +80,7 @@ class Registry:
             logged = self._client.create_logged_model(experiment, name="onnx", source_run_id=run_id)
             with tempfile.TemporaryDirectory() as folder:
                 _save(onnx_file, Path(folder), run_id=run_id, model_id=logged.model_id)
-                with _time_for_files():
+                with time_for_files():
                     self._client.log_model_artifacts(logged.model_id, folder)
             self._client.finalize_logged_model(logged.model_id, "READY")
             self._client.log_outputs(run_id, [LoggedModelOutput(logged.model_id, step=0)])
@@ -100,17 +96,15 @@ class Registry:
 
     def local_file(self, model: str, version: str) -> Path | None:
         """The ONNX file of a version where artifacts are files of this machine, else None."""
-        location = self._location(model, version)
-        if location.startswith("file:"):
-            location = url2pathname(urlsplit(location).path)
-        return Path(location) / MODEL_FILE if location.startswith("/") else None
+        folder = local_path(self._location(model, version))
+        return folder / MODEL_FILE if folder is not None and folder.is_absolute() else None
 
     def download(self, model: str, version: str, folder: Path) -> Path:
         """Fetch the ONNX file of a version into `folder`."""
         from mlflow.artifacts import download_artifacts
 
         uri = f"{self._location(model, version)}/{MODEL_FILE}"
-        with self._told(), _time_for_files():
+        with self._told(), time_for_files():
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._uri))
 
     def _location(self, model: str, version: str) -> str:
@@ -142,17 +136,6 @@ class Registry:
             text = str(error).replace(self._uri, address(self._uri)).strip()
             reason = (text.splitlines() or [type(error).__name__])[0]
             raise UnavailableError(f"MLflow at {address(self._uri)}: {reason}") from error
-
-
-@contextlib.contextmanager
-def _time_for_files() -> Iterator[None]:
-    """A longer timeout; MLflow reads it from the environment at each call."""
-    before = os.environ[TIMEOUT]
-    os.environ[TIMEOUT] = str(max(FILE_SECONDS, int(before)))
-    try:
-        yield
-    finally:
-        os.environ[TIMEOUT] = before
 
 
 def _save(onnx_file: Path, folder: Path, *, run_id: str, model_id: str) -> None:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import errno
 import functools
-import hashlib
 import importlib
 import json
 import logging
@@ -39,6 +38,7 @@ from orchestrator.tables import Reason
 from recipes import data
 from recipes.checkpoint import BEST, finish, is_checkpoint, read_history, write_file
 from recipes.config import dataset_of, make
+from recipes.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -148,14 +148,9 @@ def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: flo
 def _write_manifest(folder: Path) -> dict[str, str]:
     """Write names and SHA-256 of all files but checkpoints, which go once the coordinator has the result."""
     files = sorted(path for path in folder.rglob("*") if path.is_file() and not is_checkpoint(path))
-    manifest = {str(path.relative_to(folder)): _sha256(path) for path in files}
+    manifest = {str(path.relative_to(folder)): sha256_of(path) for path in files}
     write_file(folder / MANIFEST_FILE, json.dumps(manifest, indent=1).encode())
     return manifest
-
-
-def _sha256(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def _failure(spec: TrialSpec, error: BaseException) -> TrialFailed:
@@ -200,7 +195,7 @@ def _export(spec: ExportSpec) -> Exported:
             trial=spec.trial,
             attempt=spec.attempt,
             file=ONNX_FILE,
-            sha256=_sha256(path),
+            sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
             max_difference=parity(model, info, path, pictures),
         )

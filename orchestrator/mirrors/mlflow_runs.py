@@ -10,7 +10,6 @@ are comparable: trained to their end. One that waits for another attempt is SCHE
 
 from __future__ import annotations
 
-import hashlib
 import logging
 import os
 import re
@@ -20,8 +19,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
-from urllib.request import url2pathname
 
 # MLflow reads these when it is imported. What goes wrong is told by us, in a line.
 os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
@@ -36,9 +33,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import finite_or_none, study_key
-from orchestrator.mirrors.mlflow_store import address, is_server, opening_store
+from orchestrator.mirrors.mlflow_store import TIMEOUT, address, is_server, local_path, opening_store, time_for_files
 from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
+from recipes.files import sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -49,8 +47,6 @@ if TYPE_CHECKING:
     from orchestrator.tables import Epoch, Study
 
 CALL_SECONDS = 5  # a server that is silent for longer is tried again later
-FILE_SECONDS = 120  # it may put a file into a store of its own before it answers
-TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
 # MLflow reads these at each call; what the user has set is left as it is.
 CALL_ENVIRONMENT = {
     TIMEOUT: str(CALL_SECONDS),
@@ -365,21 +361,21 @@ class MlflowRuns:
         tag = f"orch.{folder}_sha256"
         if run.tags.get(tag) == sha256:
             return {}
-        if not file.is_file() or _sha256(file) != sha256:
+        if not file.is_file() or sha256_of(file) != sha256:
             logger.warning("%s is %s (SHA-256 %s expected); it is not copied to MLflow", file, DAMAGED, sha256)
             return {tag: DAMAGED}
-        with _patience():
+        with time_for_files():
             self._client.log_artifact(run.id, str(file), folder)
             if self._sha256_there(run, f"{folder}/{file.name}") != sha256:
                 raise UnavailableError(f"{file} did not arrive whole at {run.artifact_uri}")
         return {tag: sha256}
 
     def _sha256_there(self, run: _Run, path: str) -> str:
-        local = _local_path(run.artifact_uri)
+        local = local_path(run.artifact_uri)
         if local is not None:
-            return _sha256(local / path)
+            return sha256_of(local / path)
         with tempfile.TemporaryDirectory() as folder:
-            return _sha256(Path(self._client.download_artifacts(run.id, path, folder)))
+            return sha256_of(Path(self._client.download_artifacts(run.id, path, folder)))
 
     # -- calls
 
@@ -491,18 +487,6 @@ def _seconds(epochs: Sequence[Epoch]) -> float:
     return sum(epoch.seconds for epoch in epochs)
 
 
-def _sha256(file: Path) -> str:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest()
-
-
-def _local_path(uri: str) -> Path | None:
-    """The path behind an artifact URI of this machine, or None."""
-    if uri.startswith("file:"):
-        return Path(url2pathname(urlsplit(uri).path))
-    return None if "://" in uri or ":/" in uri else Path(uri)
-
-
 @contextmanager
 def _call_environment() -> Iterator[None]:
     added = {name: value for name, value in CALL_ENVIRONMENT.items() if name not in os.environ}
@@ -512,14 +496,3 @@ def _call_environment() -> Iterator[None]:
     finally:
         for name in added:
             del os.environ[name]
-
-
-@contextmanager
-def _patience() -> Iterator[None]:
-    """A longer timeout, for files."""
-    before = os.environ[TIMEOUT]
-    os.environ[TIMEOUT] = str(max(FILE_SECONDS, int(before)))
-    try:
-        yield
-    finally:
-        os.environ[TIMEOUT] = before

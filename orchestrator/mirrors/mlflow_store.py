@@ -1,10 +1,13 @@
-"""MLflow's store as everything here opens it: with tables that are there whole or not at all."""
+"""MLflow's store as everything here opens it: tables that are whole or not there, addresses, and time for files."""
 
 from __future__ import annotations
 
+import os
 from contextlib import contextmanager
+from pathlib import Path
 from typing import TYPE_CHECKING
 from urllib.parse import urlsplit
+from urllib.request import url2pathname
 
 from sqlalchemy import make_url
 from sqlalchemy.exc import ArgumentError
@@ -15,6 +18,10 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator.settings import Settings
+
+
+TIMEOUT = "MLFLOW_HTTP_REQUEST_TIMEOUT"
+FILE_SECONDS = 120  # a server may put a file into a store of its own before it answers
 
 
 @contextmanager
@@ -45,6 +52,24 @@ def address(uri: str) -> str:
         return make_url(uri).render_as_string()
     except ArgumentError:
         return uri
+
+
+def local_path(uri: str) -> Path | None:
+    """The path behind an artifact URI of this machine, or None."""
+    if uri.startswith("file:"):
+        return Path(url2pathname(urlsplit(uri).path))
+    return None if "://" in uri or ":/" in uri else Path(uri)
+
+
+@contextmanager
+def time_for_files() -> Iterator[None]:
+    """A longer timeout; MLflow reads it from the environment at each call."""
+    before = os.environ[TIMEOUT]
+    os.environ[TIMEOUT] = str(max(FILE_SECONDS, int(before)))
+    try:
+        yield
+    finally:
+        os.environ[TIMEOUT] = before
 
 
 def _create_tables(url: str) -> None:
