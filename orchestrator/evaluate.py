@@ -70,7 +70,7 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
     """
     import recipes
     from recipes import data
-    from recipes.config import make
+    from recipes.config import dataset_of
     from recipes.loop import restore_model
 
     with closing(Record.open(settings.record_url)) as record:
@@ -79,9 +79,8 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
         attempt = accepted_attempt(record, trial)
         path = settings.attempt_folder(row.name, trial.number, attempt.number) / BEST
         check_hash(path, (attempt.manifest or {}).get(BEST, ""), UsageError)
-    recipe = recipes.load(row.recipe)
-    model, info, _ = restore_model(recipe, path)
-    dataset = data.load(make(recipe.config_type, trial.config).dataset)
+    model, info, _ = restore_model(recipes.load(row.recipe), path)
+    dataset = data.load(dataset_of(trial.config))
     return Trained(trial=trial.number, recipe=row.recipe, model=model, info=info, dataset=dataset)
 
 

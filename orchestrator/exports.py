@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-import numpy as np
-
 from orchestrator.errors import UsageError
 from orchestrator.evaluate import Trained, load_trained
 
 if TYPE_CHECKING:
     from pathlib import Path
+
+    from torch import Tensor
 
     from orchestrator.settings import Settings
 
@@ -70,26 +70,26 @@ def _write(trained: Trained, study: str, path: Path, precision: str) -> None:
 
 def _measured(trained: Trained, path: Path) -> dict[str, Any]:
     """Size, accuracy beside PyTorch's, the largest difference of a probability, and time a batch."""
+    import torch
+
     from recipes import metrics, variants
 
     val = trained.dataset.val
     run = variants.opened(path)
-    labels = val.labels.numpy()
-    found = variants.logits_of(run, val.images)
-    expected = metrics.logits_of(trained.model, val, trained.info).numpy()
+    found = torch.from_numpy(variants.logits_of(run, val.images))
+    expected = metrics.logits_of(trained.model, val, trained.info)
     return {
         "bytes": path.stat().st_size,
-        "val_accuracy": float((found.argmax(1) == labels).mean()),
-        "val_accuracy_of_pytorch": float((expected.argmax(1) == labels).mean()),
-        "max_difference": float(np.abs(_softmax(found) - _softmax(expected)).max()),
+        "val_accuracy": _accuracy(found, val.labels),
+        "val_accuracy_of_pytorch": _accuracy(expected, val.labels),
+        "max_difference": (found.softmax(1) - expected.softmax(1)).abs().max().item(),
         **{
             f"milliseconds_of_{size}": variants.latency_milliseconds(run, val.images, size)
             for size in BATCH_SIZES
-            if size <= len(labels)
+            if size <= len(val.labels)
         },
     }
 
 
-def _softmax(logits: Any) -> Any:
-    powers = np.exp(logits - logits.max(1, keepdims=True))
-    return powers / powers.sum(1, keepdims=True)
+def _accuracy(logits: Tensor, labels: Tensor) -> float:
+    return (logits.argmax(1) == labels).float().mean().item()

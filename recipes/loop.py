@@ -229,8 +229,10 @@ class _Training:
         )
         self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
         self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info.num_classes)
-        self._labels = dataset.train.labels
-        self._num_classes = dataset.info.num_classes
+        self._chances = None  # of each image to be drawn; None draws each once
+        if config.optim.balance == "sampler":
+            labels = dataset.train.labels
+            self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
         self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
         self.profiler: Profiler | None = None
         self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
@@ -282,11 +284,10 @@ class _Training:
 
     def _order(self) -> Tensor:
         """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
-        if self._config.optim.balance == "sampler":
-            weights = losses.class_weights(self._labels, self._num_classes)[self._labels].cpu()
-            order = torch.multinomial(weights, self._num_train, replacement=True, generator=self._shuffle)
-        else:
+        if self._chances is None:
             order = torch.randperm(self._num_train, generator=self._shuffle)
+        else:
+            order = torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
         return order.to(self._device)
 
     def _train_step(self, rows: Tensor) -> Tensor:
@@ -308,7 +309,7 @@ class _Training:
         scaler.update()
         optimizer.zero_grad()
         if self._average is not None:
-            self._average.update(self._model, self._step)
+            self._average.update(self._step)
         self._step += 1
         if self.profiler is not None:
             self.profiler.step()

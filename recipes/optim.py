@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Mapping, Sequence
+    from collections.abc import Iterable, Mapping, Sequence
 
     from torch import Tensor, nn
 
@@ -232,18 +232,19 @@ class WeightAverage:
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.model = copy.deepcopy(model).requires_grad_(False)
         self._decay = decay
+        pairs = list(zip(_tensors(self.model), _tensors(model), strict=True))
+        floats = [pair for pair in pairs if pair[0].is_floating_point()]
+        self._averaged, self._followed = [pair[0] for pair in floats], [pair[1] for pair in floats]
+        self._counts = [pair for pair in pairs if not pair[0].is_floating_point()]  # of a norm's batches
 
     @torch.no_grad()
-    def update(self, model: nn.Module, step: int) -> None:
+    def update(self, step: int) -> None:
         """Move towards the model after its step, counted from 0."""
-        averaged, current = list(self._tensors(self.model)), list(self._tensors(model))
-        weight = 1 - min(self._decay, (1 + step) / (10 + step))
-        floats = [index for index, tensor in enumerate(averaged) if tensor.is_floating_point()]
-        torch._foreach_lerp_([averaged[i] for i in floats], [current[i] for i in floats], weight)
-        for index in set(range(len(averaged))) - set(floats):  # a norm's count of batches
-            averaged[index].copy_(current[index])
+        torch._foreach_lerp_(self._averaged, self._followed, 1 - min(self._decay, (1 + step) / (10 + step)))
+        for own, followed in self._counts:
+            own.copy_(followed)
 
-    @staticmethod
-    def _tensors(model: nn.Module) -> Iterator[Tensor]:
-        yield from model.parameters()
-        yield from model.buffers()
+
+def _tensors(model: nn.Module) -> list[Tensor]:
+    """All that changes in training, in place."""
+    return [*model.parameters(), *model.buffers()]

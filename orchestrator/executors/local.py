@@ -63,7 +63,7 @@ class LocalExecutor:
     """Worker processes, one a slot, kept over trials and started again when they die.
 
     With a `server` they are forked from it. `exports` says that trained models will be exported: a second server is
-    then made ready for it, since the first export of a process takes three times as long as the next.
+    then made ready for it, since the first export of a process takes five times as long as the next.
     """
 
     def __init__(

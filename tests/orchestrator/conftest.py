@@ -7,7 +7,9 @@ from contextlib import closing
 import pytest
 
 from orchestrator.mirrors.mlflow_store import opening_store
+from orchestrator.settings import HOME_VARIABLE
 from tests.support.sweeps import Sweep, settings_of
+from tests.support.trained import STRONG, WEAK, add_study
 
 
 @pytest.fixture(scope="session")
@@ -22,6 +24,23 @@ def empty_home(tmp_path_factory):
     with closing(sqlite3.connect(home / "mlflow.db")) as connection:
         connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that tests copy
     return home
+
+
+@pytest.fixture(scope="session")
+def two_trials_home(tmp_path_factory):
+    """A state folder with a study of two trained trials, a weak one and a strong one."""
+    home = tmp_path_factory.mktemp("trained") / "mlruns"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        add_study(settings_of(home), [WEAK, STRONG], export=False)
+    return home
+
+
+@pytest.fixture
+def two_trials(two_trials_home, monkeypatch):
+    """Settings of it."""
+    monkeypatch.setenv(HOME_VARIABLE, str(two_trials_home))
+    return settings_of(two_trials_home)
 
 
 @pytest.fixture

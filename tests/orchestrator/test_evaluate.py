@@ -7,31 +7,14 @@ import pytest
 
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.evaluate import evaluate
-from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from orchestrator.views import find_study_or_trial
 from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, WEAK, add_study
 
 
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("evaluated") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [WEAK, STRONG], export=False)
-    return home
-
-
-@pytest.fixture
-def settings(home, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
-
-
-def test_best_trial_has_the_accuracy_on_record(settings):
-    found = evaluate(settings, "cnn-digits")
-    with closing(Record.open(settings.record_url)) as record:
+def test_best_trial_has_the_accuracy_on_record(two_trials):
+    found = evaluate(two_trials, "cnn-digits")
+    with closing(Record.open(two_trials.record_url)) as record:
         trial = record.trials(record.study("cnn-digits").id)[1]
     assert (found["trial"], found["split"], found["images"]) == (1, "val", 360)
     assert found["metrics"]["accuracy"] == pytest.approx(trial.value, abs=1 / 360)
@@ -41,26 +24,26 @@ def test_best_trial_has_the_accuracy_on_record(settings):
 
 
 @pytest.mark.parametrize(("split", "images"), [("train", 1078), ("test", 359)])
-def test_other_splits_are_taken_when_asked_for(settings, split, images):
-    found = evaluate(settings, "cnn-digits", 1, split=split)
+def test_other_splits_are_taken_when_asked_for(two_trials, split, images):
+    found = evaluate(two_trials, "cnn-digits", 1, split=split)
     assert found["images"] == images
     assert found["metrics"]["accuracy"] > 0.9
 
 
-def test_trial_is_taken_by_its_number(settings):
-    assert evaluate(settings, "cnn-digits", 0)["metrics"]["accuracy"] < 0.5
+def test_trial_is_taken_by_its_number(two_trials):
+    assert evaluate(two_trials, "cnn-digits", 0)["metrics"]["accuracy"] < 0.5
 
 
-def test_split_and_study_that_are_not_there_are_one_line(settings):
+def test_split_and_study_that_are_not_there_are_one_line(two_trials):
     with pytest.raises(UsageError, match="split 'validation' is none of train, val, test"):
-        evaluate(settings, "cnn-digits", split="validation")
+        evaluate(two_trials, "cnn-digits", split="validation")
     with pytest.raises(UnknownNameError, match="did you mean 'cnn-digits'"):
-        evaluate(settings, "cnn-digit")
+        evaluate(two_trials, "cnn-digit")
 
 
-def test_flipped_byte_is_named(settings, home, tmp_path):
+def test_flipped_byte_is_named(two_trials, two_trials_home, tmp_path):
     copy = tmp_path / "mlruns"
-    shutil.copytree(home, copy)
+    shutil.copytree(two_trials_home, copy)
     (path,) = copy.glob("trials/cnn-digits/0001/*/best.safetensors")
     data = path.read_bytes()
     path.write_bytes(data[:-1] + bytes([data[-1] ^ 1]))
@@ -69,13 +52,13 @@ def test_flipped_byte_is_named(settings, home, tmp_path):
 
 
 @pytest.mark.parametrize(("reference", "expected"), [("", None), ("cnn-digits", None), ("1", 1), ("cnn-digits/0", 0)])
-def test_study_or_trial_is_found(settings, reference, expected):
-    with closing(Record.open(settings.record_url)) as record:
+def test_study_or_trial_is_found(two_trials, reference, expected):
+    with closing(Record.open(two_trials.record_url)) as record:
         study, number = find_study_or_trial(record, reference)
     assert (study.name, number) == ("cnn-digits", expected)
 
 
 @pytest.mark.parametrize(("reference", "message"), [("cnn-digts", "did you mean 'cnn-digits'"), ("9", "known: 0, 1")])
-def test_neither_study_nor_trial_is_one_line(settings, reference, message):
-    with closing(Record.open(settings.record_url)) as record, pytest.raises(UsageError, match=message):
+def test_neither_study_nor_trial_is_one_line(two_trials, reference, message):
+    with closing(Record.open(two_trials.record_url)) as record, pytest.raises(UsageError, match=message):
         find_study_or_trial(record, reference)

@@ -5,24 +5,6 @@ import pytest
 from orchestrator import exports
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.inference import Model
-from orchestrator.settings import HOME_VARIABLE
-from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, WEAK, add_study
-
-
-@pytest.fixture(scope="module")
-def home(tmp_path_factory):
-    home = tmp_path_factory.mktemp("exported") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [WEAK, STRONG], export=False)
-    return home
-
-
-@pytest.fixture
-def settings(home, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
 
 
 @pytest.mark.parametrize(
@@ -34,9 +16,9 @@ def settings(home, monkeypatch):
         pytest.param("m.pt2", "fp32", 1e-5, marks=pytest.mark.slow),
     ],
 )
-def test_file_is_measured_beside_pytorch(settings, tmp_path, name, precision, difference):
+def test_file_is_measured_beside_pytorch(two_trials, tmp_path, name, precision, difference):
     path = tmp_path / name
-    found = exports.export(settings, "cnn-digits", None, path, precision)
+    found = exports.export(two_trials, "cnn-digits", None, path, precision)
     assert (found["study"], found["trial"], found["file"]) == ("cnn-digits", 1, str(path))
     assert found["bytes"] == path.stat().st_size
     assert found["val_accuracy_of_pytorch"] > 0.9
@@ -47,8 +29,8 @@ def test_file_is_measured_beside_pytorch(settings, tmp_path, name, precision, di
         assert Model(path).class_names == tuple("0123456789")
 
 
-def test_trial_is_taken_by_its_number(settings, tmp_path):
-    assert exports.export(settings, "cnn-digits", 0, tmp_path / "m.onnx")["val_accuracy"] < 0.5
+def test_trial_is_taken_by_its_number(two_trials, tmp_path):
+    assert exports.export(two_trials, "cnn-digits", 0, tmp_path / "m.onnx")["val_accuracy"] < 0.5
 
 
 @pytest.mark.parametrize(
@@ -61,15 +43,15 @@ def test_trial_is_taken_by_its_number(settings, tmp_path):
         ("no/m.onnx", "fp32", "is no folder"),
     ],
 )
-def test_file_that_cannot_be_written_is_refused_before_the_work(settings, tmp_path, name, precision, message):
+def test_file_that_cannot_be_written_is_refused_before_the_work(two_trials, tmp_path, name, precision, message):
     (tmp_path / "there.onnx").write_text("precious")
     with pytest.raises(UsageError, match=message):
-        exports.export(settings, "cnn-digits", None, tmp_path / name, precision)
+        exports.export(two_trials, "cnn-digits", None, tmp_path / name, precision)
     assert [path.name for path in tmp_path.iterdir()] == ["there.onnx"]
     assert (tmp_path / "there.onnx").read_text() == "precious"
 
 
-def test_unknown_study_writes_nothing(settings, tmp_path):
+def test_unknown_study_writes_nothing(two_trials, tmp_path):
     with pytest.raises(UnknownNameError):
-        exports.export(settings, "cnn-digit", None, tmp_path / "m.onnx")
+        exports.export(two_trials, "cnn-digit", None, tmp_path / "m.onnx")
     assert not list(tmp_path.iterdir())

@@ -233,11 +233,11 @@ def test_average_follows_the_weights_slowly_and_ends_where_they_stay():
         model[4].weight += 1.0
         model[1].running_mean += 1.0
         model[1].num_batches_tracked += 7
-    average.update(model, step=0)
+    average.update(step=0)
     torch.testing.assert_close(average.model[4].weight, start + 0.9)  # the first decay is 1 / 10
     torch.testing.assert_close(average.model[1].running_mean, torch.full((8,), 0.9))
     assert average.model[1].num_batches_tracked == 7
-    average.update(model, step=10**6)
+    average.update(step=10**6)
     torch.testing.assert_close(average.model[4].weight, start + 0.91)  # and the last 0.9
 
 
