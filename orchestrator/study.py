@@ -377,9 +377,8 @@ def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: 
     strongest = {key: max(space[key].ends()) if key in space else config[key] for key in COLOUR_FIELDS}
     if not any(strongest.values()):
         return
-    images = DatasetConfig(data=str(config["data"]), split_seed=int(config["split_seed"]))
     try:
-        check_channels(AugmentConfig.model_validate(strongest), load_data(images).info)
+        check_channels(AugmentConfig.model_validate(strongest), load_data(dataset_of(config)).info)
     except ValueError as error:
         raise UsageError(str(error)) from error
 

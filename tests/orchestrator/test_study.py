@@ -6,6 +6,7 @@ import json
 import re
 
 import pytest
+from PIL import Image
 
 import recipes
 from orchestrator import study as studies
@@ -286,6 +287,14 @@ def test_change_of_colours_that_the_images_lack_is_refused_before_anything_train
     with pytest.raises(UsageError, match=r"^\w+=0\.4 needs colour images of 3 channels; these have 1$"):
         load(["recipe=cnn", typed])
     assert load(["recipe=cnn", "saturation=0", "contrast=0.4"]).fixed["contrast"] == 0.4
+
+
+def test_colours_are_looked_for_in_the_pictures_as_they_are_trained_on(tmp_path):
+    write(tmp_path / "photos", 5)
+    file = tmp_path / "photos" / "china" / "00.png"
+    Image.open(file).resize((30, 20)).save(file)  # of one size only by `image_size`
+    study = load(["recipe=cnn", f"data=folder:{tmp_path / 'photos'}", "image_size=16", "saturation=0.4"])
+    assert study.fixed["saturation"] == 0.4
 
 
 def test_fields_that_do_not_fit_together_are_refused_in_the_recipe_s_words(tiny):
