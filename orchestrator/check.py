@@ -8,6 +8,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import catalogue
 from orchestrator.errors import RefusedError, UsageError
 from recipes.config import AugmentConfig, fields, flatten, make
 
@@ -47,18 +48,25 @@ def overfit(study: Study) -> Learnt:
     """Train a study's default configuration on one batch until it is learnt by heart.
 
     Raises:
-        UsageError: the recipe has no `limit` and `epochs`, without which it does not train on one batch.
-        RefusedError: it is not learnt in `MAX_STEPS` steps; the message has both losses.
+        UsageError: the recipe has no `limit` and `epochs`, without which it does not train on one batch, or a batch
+            is too small for the data's classes.
+        RefusedError: it is not learnt in `MAX_STEPS` steps, or diverges; the message has the losses.
     """
-    import recipes
+    from recipes.data import DataError
+    from recipes.loop import DivergedError
 
-    recipe = recipes.load(study.recipe)
+    recipe = catalogue.load(study.recipe)
     config = make(recipe.config_type, one_batch(study.config({}), fields(recipe.config_type)))
     losses: list[float] = []
-    for epoch in recipe.module.train(config):
-        losses.append(epoch.metrics["train_loss"])
-        if losses[-1] <= LEARNT * losses[0]:
-            return Learnt(steps=epoch.number, first_loss=losses[0], last_loss=losses[-1])
+    try:
+        for epoch in recipe.module.train(config):
+            losses.append(epoch.metrics["train_loss"])
+            if losses[-1] <= LEARNT * losses[0]:
+                return Learnt(steps=epoch.number, first_loss=losses[0], last_loss=losses[-1])
+    except DataError as error:
+        raise UsageError(f"{error}; a larger batch_size takes more images") from error
+    except DivergedError as error:
+        raise RefusedError(f"{recipe.name} does not learn one batch by heart: {error}") from error
     raise RefusedError(
         f"{recipe.name} does not learn one batch by heart: its loss went from {losses[0]:.4g} to {losses[-1]:.4g}"
         f" in {len(losses)} steps; the model, its loss or the learning rate is wrong"

@@ -6,7 +6,7 @@ from contextlib import closing
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import compare
+from orchestrator import catalogue, compare
 from orchestrator.errors import UsageError
 from orchestrator.models import accepted_attempt, check_hash
 from orchestrator.store import Record
@@ -66,12 +66,11 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
 
     Raises:
         UnknownNameError: no such study.
-        UsageError: no complete trial, one without weights, or files that are not those on record.
+        UsageError: no complete trial, one without weights, or files or data that are not those on record.
     """
-    import recipes
     from recipes import data
     from recipes.config import dataset_of
-    from recipes.loop import restore_model
+    from recipes.loop import ModelFileError, restore_model
 
     with closing(Record.open(settings.record_url)) as record:
         row = record.study(study)
@@ -79,8 +78,12 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
         attempt = accepted_attempt(record, trial)
         path = settings.attempt_folder(row.name, trial.number, attempt.number) / BEST
         check_hash(path, (attempt.manifest or {}).get(BEST, ""), UsageError)
-    model, info, _ = restore_model(recipes.load(row.recipe), path)
-    dataset = data.load(dataset_of(trial.config))
+    recipe = catalogue.load(row.recipe)
+    try:
+        model, info, _ = restore_model(recipe, path)
+        dataset = data.load(dataset_of(trial.config))
+    except (ModelFileError, data.DataError) as error:
+        raise UsageError(str(error)) from error
     return Trained(trial=trial.number, recipe=row.recipe, model=model, info=info, dataset=dataset)
 
 

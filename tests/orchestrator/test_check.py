@@ -52,6 +52,16 @@ def test_model_that_mixes_its_images_up_does_not(tmp_path):
         overfit(f"recipe={path}")
 
 
+def test_batch_that_is_too_small_for_the_classes_is_one_line():
+    with pytest.raises(UsageError, match=r"has no image to train on; a larger batch_size takes more images$"):
+        overfit("recipe=mlp", "batch_size=4")
+
+
+def test_training_that_diverges_is_refused_in_one_line():
+    with pytest.raises(RefusedError, match=r"^mlp does not learn one batch by heart: \w+_loss is (nan|inf)"):
+        overfit("recipe=mlp", "optimizer=sgd", "lr=1e30", "batch_norm=false")
+
+
 def test_an_epoch_is_one_step_on_one_batch_and_nothing_holds_the_model_back():
     recipe = recipes.load("cnn")
     known = fields(recipe.config_type)

@@ -4,10 +4,12 @@ import shutil
 from contextlib import closing
 
 import pytest
+from sqlalchemy import select
 
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.evaluate import evaluate
 from orchestrator.store import Record
+from orchestrator.tables import Trial
 from orchestrator.views import find_study_or_trial
 from tests.support.sweeps import settings_of
 
@@ -39,6 +41,16 @@ def test_split_and_study_that_are_not_there_are_one_line(two_trials):
         evaluate(two_trials, "cnn-digits", split="validation")
     with pytest.raises(UnknownNameError, match="did you mean 'cnn-digits'"):
         evaluate(two_trials, "cnn-digit")
+
+
+def test_data_that_are_gone_are_one_line(two_trials_home, tmp_path):
+    copy = settings_of(tmp_path / "mlruns")
+    shutil.copytree(two_trials_home, copy.home)
+    with closing(Record.open(copy.record_url)) as record, record.write() as session:
+        for trial in session.scalars(select(Trial)):
+            trial.config = {**trial.config, "data": f"folder:{tmp_path / 'gone'}"}
+    with pytest.raises(UsageError, match=r"folder .*gone does not exist"):
+        evaluate(copy, "cnn-digits")
 
 
 def test_flipped_byte_is_named(two_trials, two_trials_home, tmp_path):
