@@ -53,7 +53,7 @@ def overfit(study: Study) -> Learnt:
         RefusedError: it is not learnt in `MAX_STEPS` steps, or diverges; the message has the losses.
     """
     from recipes.data import DataError
-    from recipes.loop import DivergedError
+    from recipes.training import DivergedError
 
     recipe = catalogue.load(study.recipe)
     config = make(recipe.config_type, one_batch(study.config({}), fields(recipe.config_type)))

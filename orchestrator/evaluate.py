@@ -70,7 +70,7 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
     """
     from recipes import data
     from recipes.config import dataset_of
-    from recipes.loop import ModelFileError, restore_model
+    from recipes.model_file import ModelFileError, restore_model
 
     with closing(Record.open(settings.record_url)) as record:
         row = record.study(study)

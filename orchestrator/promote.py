@@ -316,7 +316,7 @@ class _Promotion:
     def _difference(self, onnx_file: Path, dataset: Dataset) -> float:
         """The largest difference of outputs on validation images, ONNX against PyTorch."""
         from recipes.export import ExportError, parity
-        from recipes.loop import ModelFileError, restore_model
+        from recipes.model_file import ModelFileError, restore_model
 
         pictures = [image.permute(1, 2, 0).numpy() for image in dataset.val.images[: worker.NUM_PARITY_IMAGES]]
         try:
@@ -413,7 +413,7 @@ def _load(config: DatasetConfig) -> Dataset:
 
 def _trained_on(config: Mapping[str, Any]) -> list[dict[str, Any]]:
     """Data and split of a configuration, and those of the model of ours that its training started from."""
-    from recipes.loop import ModelFileError, read_model
+    from recipes.model_file import ModelFileError, read_model
 
     wanted = dataset_of(config)
     dataset = _load(wanted)

@@ -384,7 +384,7 @@ def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: 
 
 
 def _check_device(config: Mapping[str, Scalar]) -> None:
-    from recipes.loop import choose_device  # torch, which the recipe has imported by now
+    from recipes.device import choose_device  # torch, which the recipe has imported by now
 
     try:
         choose_device(str(config.get("device", "auto")))

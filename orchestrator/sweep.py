@@ -31,7 +31,7 @@ from orchestrator.store import Record
 from orchestrator.study import OBJECTIVE, Study, differences
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
-from recipes.loop import choose_device
+from recipes.device import choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence

@@ -135,7 +135,7 @@ def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]
 
 
 def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: float, **_: object) -> EpochEnded:
-    from recipes.loop import DivergedError
+    from recipes.training import DivergedError
 
     if missing := [name for name in REQUIRED_METRICS if name not in metrics]:
         raise ValueError(f"epoch {number} has no {' and no '.join(missing)}; a recipe's epochs must have them")
@@ -168,7 +168,7 @@ def _failure(spec: TrialSpec, error: BaseException) -> TrialFailed:
 def _reason(error: BaseException) -> Reason:
     import torch
 
-    from recipes.loop import DivergedError
+    from recipes.training import DivergedError
 
     if isinstance(error, DivergedError):
         return Reason.DIVERGED
@@ -182,7 +182,7 @@ def _export(spec: ExportSpec) -> Exported:
     """Write the ONNX file of an attempt's best weights and compare it with PyTorch on validation images."""
     try:
         from recipes.export import export_onnx, parity
-        from recipes.loop import restore_model
+        from recipes.model_file import restore_model
 
         folder = Path(spec.folder)
         model, info, metadata = restore_model(recipes.load(spec.recipe), folder / BEST)

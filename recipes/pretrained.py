@@ -31,7 +31,7 @@ from torch.nn.functional import adaptive_avg_pool2d, interpolate
 
 import recipes
 from recipes.data import cache_folder
-from recipes.loop import read_model, restore_model
+from recipes.model_file import read_model, restore_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -71,7 +71,7 @@ def load(init: str, image_size: int) -> Pretrained:
 
     Raises:
         InitError: no such network, or no weights for it here; the message says which file to put where.
-        recipes.loop.ModelFileError: a path to something that is not a model of ours.
+        recipes.model_file.ModelFileError: a path to something that is not a model of ours.
     """
     kind, _, name = init.partition(":")
     if init == "imagenet":

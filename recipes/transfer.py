@@ -25,8 +25,10 @@ from recipes import data
 from recipes.augment import Batches
 from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig, Part
 from recipes.data import Dataset, Split
+from recipes.device import choose_device
 from recipes.files import write_whole
-from recipes.loop import choose_device, fit, load_weights
+from recipes.loop import fit
+from recipes.model_file import load_weights
 from recipes.pretrained import INIT_PATTERN, Backbone, Features, identity, load
 
 if TYPE_CHECKING:
@@ -167,7 +169,7 @@ def build_model(config: Config, info: ImageInfo) -> Transfer:
 
     Raises:
         recipes.pretrained.InitError: no such network or features, or no weights for it here.
-        recipes.loop.ModelFileError: `init` is a path to something that is not a model of ours.
+        recipes.model_file.ModelFileError: `init` is a path to something that is not a model of ours.
     """
     backbone = _backbone(config.model, info)
     return Transfer(backbone, Head(config.model, backbone.num_features, info.num_classes), config.model)

@@ -10,7 +10,8 @@ import recipes
 from orchestrator import catalogue, study
 from orchestrator.errors import UsageError
 from recipes.config import fields
-from recipes.loop import Attempt, restore_model
+from recipes.loop import Attempt
+from recipes.model_file import restore_model
 
 MINE = """
 '''A recipe of mine. It has a second sentence.'''

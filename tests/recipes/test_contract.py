@@ -14,7 +14,8 @@ from recipes import checkpoint, data
 from recipes.augment import Batches
 from recipes.config import fields, flatten, make
 from recipes.data import ImageInfo
-from recipes.loop import Attempt, read_model, restore_model
+from recipes.loop import Attempt
+from recipes.model_file import read_model, restore_model
 
 if TYPE_CHECKING:
     from collections.abc import Callable

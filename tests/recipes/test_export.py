@@ -15,7 +15,8 @@ from recipes import data, export
 from recipes.config import DatasetConfig, make
 from recipes.data import ImageInfo
 from recipes.export import Deployed, ExportError, check_one_file, export_onnx, parity
-from recipes.loop import Attempt, restore_model
+from recipes.loop import Attempt
+from recipes.model_file import restore_model
 
 if TYPE_CHECKING:
     from pathlib import Path

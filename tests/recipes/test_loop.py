@@ -12,11 +12,14 @@ import torch
 from torch import nn
 
 import recipes
-from recipes import checkpoint, cnn, data, loop, mlp, profiling
+from recipes import checkpoint, cnn, data, loop, mlp, model_file, profiling
 from recipes.augment import Batches
 from recipes.config import make
 from recipes.data import Dataset, Split
-from recipes.loop import Attempt, DivergedError, ModelFileError
+from recipes.device import choose_device, random_states, set_random_states
+from recipes.loop import Attempt
+from recipes.model_file import ModelFileError
+from recipes.training import DivergedError
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -116,7 +119,7 @@ def test_closing_midway_leaves_whole_files(features, tmp_path):
     assert second.saved is not None
     assert second.saved.done()
     assert [epoch["metrics"] for epoch in checkpoint.read_history(tmp_path)] == [first.metrics, second.metrics]
-    metadata, _ = loop.read_model(tmp_path / "best.safetensors")
+    metadata, _ = model_file.read_model(tmp_path / "best.safetensors")
     assert metadata["epoch"] == 2
     assert not list(tmp_path.glob("*.tmp"))
 
@@ -193,9 +196,9 @@ def test_all_random_states_come_back():
         return [torch.rand(2).tolist(), np.random.rand(2).tolist(), np.random.randn(), random.random()]
 
     np.random.randn()  # half of a pair: the other half is part of the state
-    states = loop._random_states(device)
+    states = random_states(device)
     expected = draws()
-    loop._set_random_states(states, device)
+    set_random_states(states, device)
     assert draws() == expected
 
 
@@ -204,7 +207,7 @@ def test_finished_training_has_nothing_to_add_and_still_its_best(features, tmp_p
     list(loop.fit(config, linear, Attempt(folder=tmp_path / "1"), recipe="mlp", dataset=features))
     again = Attempt(folder=tmp_path / "2", resume_from=tmp_path / "1")
     assert list(loop.fit(config, linear, again, recipe="mlp", dataset=features)) == []
-    metadata, _ = loop.read_model(tmp_path / "2" / "best.safetensors")
+    metadata, _ = model_file.read_model(tmp_path / "2" / "best.safetensors")
     assert metadata["epoch"] == 2
 
 
@@ -235,7 +238,7 @@ def trained(tmp_path) -> Iterator[tuple[Path, Epoch]]:
 
 def test_restored_model_gives_the_metrics_of_its_epoch(trained):
     path, best = trained
-    model, info, metadata = loop.restore_model(recipes.load("mlp"), path)
+    model, info, metadata = model_file.restore_model(recipes.load("mlp"), path)
     dataset = data.load(mlp.Config().dataset)
     assert info == dataset.info
     assert not model.training
@@ -250,19 +253,19 @@ def rewritten(path: Path, **changes: Any) -> None:
     """The same model under another header."""
     from safetensors.torch import save_file
 
-    metadata, tensors = loop.read_model(path)
-    save_file(tensors, path, {loop.METADATA_KEY: json.dumps({**metadata, **changes})})
+    metadata, tensors = model_file.read_model(path)
+    save_file(tensors, path, {model_file.METADATA_KEY: json.dumps({**metadata, **changes})})
 
 
 def test_model_of_another_architecture_names_the_first_difference(trained):
     path, _ = trained
-    metadata, _ = loop.read_model(path)
+    metadata, _ = model_file.read_model(path)
     rewritten(path, config={"width": 16})  # a field that both recipes have
     with pytest.raises(ModelFileError, match=r"0.weight is missing in the file and \(16, 1, 3, 3\) in the model"):
-        loop.restore_model(recipes.load("cnn"), path)
+        model_file.restore_model(recipes.load("cnn"), path)
     rewritten(path, config={**metadata["config"], "width": 32})
     with pytest.raises(ModelFileError, match=r"1.weight is \(16, 64\) in the file and \(32, 64\) in the model"):
-        loop.restore_model(recipes.load("mlp"), path)
+        model_file.restore_model(recipes.load("mlp"), path)
 
 
 @pytest.mark.parametrize("config", [{"nonsense": 1}, {"width": "wide"}, {"lr": -1.0, "depth": 0}])
@@ -270,7 +273,7 @@ def test_model_of_another_config_is_refused_in_one_line(trained, config):
     path, _ = trained
     rewritten(path, config=config)
     with pytest.raises(ModelFileError, match=next(iter(config))) as caught:
-        loop.restore_model(recipes.load("mlp"), path)
+        model_file.restore_model(recipes.load("mlp"), path)
     assert "\n" not in str(caught.value)
 
 
@@ -278,7 +281,7 @@ def test_model_of_a_newer_format_is_refused(trained):
     path, _ = trained
     rewritten(path, format_version=2)
     with pytest.raises(ModelFileError, match="format version 1: it says 2"):
-        loop.read_model(path)
+        model_file.read_model(path)
 
 
 @pytest.mark.parametrize("header", [{}, {"format_version": 1}, {"format_version": 1, "info": {}}, [1]])
@@ -286,9 +289,9 @@ def test_model_with_half_a_header_is_refused(trained, header):
     from safetensors.torch import save_file
 
     path, _ = trained
-    save_file(loop.read_model(path)[1], path, {loop.METADATA_KEY: json.dumps(header)})
+    save_file(model_file.read_model(path)[1], path, {model_file.METADATA_KEY: json.dumps(header)})
     with pytest.raises(ModelFileError, match=str(path)):
-        loop.restore_model(recipes.load("mlp"), path)
+        model_file.restore_model(recipes.load("mlp"), path)
 
 
 def test_what_is_no_model_is_refused_and_never_runs(trained, tmp_path):
@@ -303,7 +306,7 @@ def test_what_is_no_model_is_refused_and_never_runs(trained, tmp_path):
         (tmp_path / name).write_bytes(content)
     for name in [*safe, "pickled", "absent"]:
         with pytest.raises(ModelFileError, match=name):
-            loop.read_model(tmp_path / name)
+            model_file.read_model(tmp_path / name)
     assert not (tmp_path / "ran").exists()
 
 
@@ -315,8 +318,8 @@ def test_device_that_is_not_there_is_one_line_that_says_what_is(name):
 
 def test_auto_takes_the_best_device():
     expected = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    assert loop.choose_device("auto").type == expected
-    assert loop.choose_device("cpu") == torch.device("cpu")
+    assert choose_device("auto").type == expected
+    assert choose_device("cpu") == torch.device("cpu")
 
 
 def test_convolutions_get_channels_last_batches_and_weights():
@@ -375,7 +378,7 @@ def test_batch_in_parts_is_the_batch(features):
 def test_average_of_the_weights_is_what_is_validated_and_kept(tmp_path):
     config = make(mlp.Config, {"epochs": 3, "batch_size": 64, "ema": 0.95, "width": 32})
     *_, last = mlp.train(config, Attempt(folder=tmp_path))
-    model, info, _ = loop.restore_model(recipes.load("mlp"), tmp_path / "best.safetensors")
+    model, info, _ = model_file.restore_model(recipes.load("mlp"), tmp_path / "best.safetensors")
     val = data.load(config.dataset).val
     prepare = Batches(val, info, memory_format=torch.contiguous_format)
     with torch.inference_mode():

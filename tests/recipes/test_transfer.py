@@ -24,7 +24,8 @@ from recipes import data, optim, pretrained, transfer
 from recipes.augment import Batches
 from recipes.config import DatasetConfig, make
 from recipes.data import ImageInfo
-from recipes.loop import METADATA_KEY, Attempt, ModelFileError, fit, read_model, restore_model
+from recipes.loop import Attempt, fit
+from recipes.model_file import METADATA_KEY, ModelFileError, read_model, restore_model
 from recipes.pretrained import Backbone, InitError, Pretrained, load, timm_name
 
 if TYPE_CHECKING:

@@ -78,7 +78,7 @@ def _fail(fault: str) -> None:
         case "oom":
             raise torch.OutOfMemoryError("as the test asked")
         case "diverge":
-            from recipes.loop import DivergedError
+            from recipes.training import DivergedError
 
             raise DivergedError("as the test asked")
         case "kill":

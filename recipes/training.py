@@ -1,0 +1,204 @@
+"""A model in training: what changes from step to step, and one pass over the images after another.
+
+Nothing in a training step waits for the device: batches are made there, losses are summed there, and the sums are
+fetched once an epoch.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any, cast
+
+import numpy as np
+import torch
+from torch import nn
+from torch.nn.functional import cross_entropy
+
+from recipes import losses, optim
+from recipes.augment import Batches
+from recipes.device import allow_tf32, random_states, set_random_states
+from recipes.flops import size
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+
+    from torch import Tensor
+
+    from recipes.config import TrainConfig
+    from recipes.data import Dataset
+    from recipes.profiling import Profiler
+
+# Validation keeps nothing for a backward pass, so that several times as many images fit.
+VAL_BATCH_FACTOR = 4
+
+
+class DivergedError(RuntimeError):
+    """The loss of an epoch is not finite."""
+
+
+class Training:
+    """A model in training: everything that changes from step to step."""
+
+    def __init__(self, config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
+        self._config = config
+        self._device = device
+        # oneDNN and cuDNN convolve fastest where the channels of a pixel lie together.
+        convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
+        layout = torch.channels_last if convolves and device.type in ("cpu", "cuda") else torch.contiguous_format
+        self._model = model.to(device).to(memory_format=layout)
+        self._optimizer = optim.build(config.optim, model)
+        self._average = optim.WeightAverage(model, config.optim.ema) if config.optim.ema else None
+        precision = config.fit.precision if device.type == "cuda" else "fp32"
+        if device.type == "cuda":
+            allow_tf32(precision == "tf32")
+        self._autocast_type = {"bf16": torch.bfloat16, "fp16": torch.float16}.get(precision)
+        self._scaler = torch.amp.GradScaler("cuda", enabled=precision == "fp16")
+        shuffle_seed, augment_seed = np.random.SeedSequence(config.fit.seed).generate_state(2).tolist()
+        self._shuffle = torch.Generator().manual_seed(shuffle_seed)
+        self._augment = torch.Generator(device).manual_seed(augment_seed)
+        self._train_batches = Batches(
+            dataset.train, dataset.info, memory_format=layout, augment=config.augment, generator=self._augment
+        )
+        self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
+        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info.num_classes)
+        self._chances = None  # of each image to be drawn; None draws each once
+        if config.optim.balance == "sampler":
+            labels = dataset.train.labels
+            self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
+        self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
+        self.profiler: Profiler | None = None
+        self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
+        self._step = 0
+
+    def epoch(self, history: list[dict[str, Any]]) -> dict[str, float]:
+        """One pass over the training images and one over the validation images, after those of `history`.
+
+        Raises:
+            DivergedError: a loss is not finite.
+        """
+        begin_epoch = getattr(self._model, "begin_epoch", None)
+        if begin_epoch is not None:
+            begin_epoch(len(history) + 1)
+        train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
+        sums = torch.stack([train_loss, *self._evaluate()]).tolist()
+        metrics = {
+            "train_loss": sums[0] / self._num_train,
+            "val_loss": sums[1] / self._num_val,
+            "val_accuracy": sums[2] / self._num_val,
+            "lr": lr,
+        }
+        for name in ("train_loss", "val_loss"):
+            if not math.isfinite(metrics[name]):
+                raise DivergedError(f"{name} is {metrics[name]} after {self._step} steps")
+        return metrics
+
+    def size(self) -> dict[str, float]:
+        """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
+        return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
+
+    def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
+        """The sum of the losses, on the device, and the last learning rate."""
+        self._model.train()
+        total = torch.zeros((), device=self._device)
+        num_drops = optim.num_plateau_drops(self._config.optim, val_losses)
+        # Equal parts: a short last batch would be a noisy step, and one image has no variance for a batch norm.
+        for rows in self._order().tensor_split(self._steps_per_epoch):
+            lr = optim.learning_rate(
+                self._config.optim,
+                step=self._step,
+                steps_per_epoch=self._steps_per_epoch,
+                num_epochs=self._config.fit.epochs,
+                num_drops=num_drops,
+            )
+            optim.set_learning_rate(self._optimizer, lr)
+            total += self._train_step(rows) * len(rows)
+        return total, lr
+
+    def _order(self) -> Tensor:
+        """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
+        if self._chances is None:
+            order = torch.randperm(self._num_train, generator=self._shuffle)
+        else:
+            order = torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
+        return order.to(self._device)
+
+    def _train_step(self, rows: Tensor) -> Tensor:
+        """One step on a batch; its mean loss."""
+        config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
+        num_parts = min(self._config.fit.accumulate, len(rows))
+        if num_parts == 1:
+            loss = self._backward(rows, 1.0)
+        else:
+            parts = rows.tensor_split(num_parts)
+            loss = torch.stack([self._backward(part, len(part) / len(rows)) for part in parts]).sum()
+        if config.clip_norm or config.clip_value:
+            scaler.unscale_(optimizer)  # type: ignore[arg-type]
+        if config.clip_value:
+            nn.utils.clip_grad_value_(self._model.parameters(), config.clip_value)
+        if config.clip_norm:
+            nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
+        scaler.step(optimizer)  # type: ignore[arg-type]
+        scaler.update()
+        optimizer.zero_grad()
+        if self._average is not None:
+            self._average.update(self._step)
+        self._step += 1
+        if self.profiler is not None:
+            self.profiler.step()
+        return loss
+
+    def _backward(self, rows: Tensor, share: float) -> Tensor:
+        """Add the gradients of rows that are this share of a batch; the same share of their mean loss."""
+        images, targets = self._train_batches(rows)
+        loss = self._loss(self._forward(self._model, images), targets)
+        if share < 1:
+            loss = loss * share
+        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+        return loss.detach()
+
+    @torch.inference_mode()
+    def _evaluate(self) -> tuple[Tensor, Tensor]:
+        """Sum of the losses and number of right answers on the validation images, on the device."""
+        model = self._model if self._average is None else self._average.model
+        model.eval()
+        total, correct = torch.zeros(2, device=self._device)
+        rows = torch.arange(self._num_val, device=self._device)
+        for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
+            images, labels = self._val_batches(part)
+            logits = self._forward(model, images)
+            total += cross_entropy(logits, labels, reduction="sum")
+            correct += (logits.argmax(1) == labels).sum()
+        return total, correct
+
+    def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
+        if self._autocast_type is None:
+            return cast("Tensor", model(images))
+        with torch.autocast(self._device.type, self._autocast_type):
+            return cast("Tensor", model(images)).float()
+
+    def state(self) -> dict[str, Any]:
+        """Everything that the next epoch depends on."""
+        average = {} if self._average is None else {"average": dict(self._average.model.state_dict())}
+        return {
+            "model": dict(self._model.state_dict()),
+            **average,
+            "optimizer": self._optimizer.state_dict(),
+            "scaler": self._scaler.state_dict(),
+            "step": self._step,
+            "shuffle": self._shuffle.get_state(),
+            "augment": self._augment.get_state(),
+            "random": random_states(self._device),
+        }
+
+    def load_state(self, state: Mapping[str, Any]) -> None:
+        """Go on from what `state` gave."""
+        self._model.load_state_dict(state["model"])
+        if self._average is not None:
+            self._average.model.load_state_dict(state["average"])
+        self._optimizer.load_state_dict(state["optimizer"])
+        if state["scaler"]:
+            self._scaler.load_state_dict(state["scaler"])
+        self._step = state["step"]
+        self._shuffle.set_state(state["shuffle"])
+        self._augment.set_state(state["augment"])
+        set_random_states(state["random"], self._device)
