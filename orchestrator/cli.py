@@ -122,11 +122,11 @@ def ls(as_json: AsJson = False) -> None:
             row["recipe"],
             row["data"],
             f"{sum(row['states'][state] for state in ('complete', 'pruned', 'failed'))}/{row['total']}",
-            f"{row['best']['value']:.4f} (trial {row['best']['trial']})" if row["best"] else "",
+            "{objective} {value:.4f} (trial {trial})".format_map(row["best"]) if row["best"] else "",
         ]
         for row in rows
     ]
-    return render.show_table(["study", "recipe", "data", "ended", "best val_accuracy"], lines)
+    return render.show_table(["study", "recipe", "data", "ended", "best"], lines)
 
 
 @app.command(no_args_is_help=True)
@@ -215,30 +215,30 @@ def rollback(
 @app.command(no_args_is_help=True)
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER…", show_default=False)],
+    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|TABLE…", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="A .csv or .parquet file to write.", show_default=False)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Name the class of PNG or JPEG images with a promoted model; in folders, of all that are there."""
+    """Say what a promoted model makes of PNG or JPEG images, of all in folders, or of the rows of CSV files."""
     from orchestrator import predictions, render
 
     if output is not None:
         predictions.check_output(output)
     bad: list[UsageError] = []
     on_bad = bad.append if skip_bad else None
-    rows = predictions.predict(_settings(), model, images, on_bad=on_bad, follow=render.progress)
+    found = predictions.predict(_settings(), model, images, on_bad=on_bad, follow=render.progress)
     if bad:
         print(f"orch: {len(bad)} file(s) left out; the first: {bad[0]}", file=sys.stderr)
     if output is not None:
-        predictions.write(rows, output)
+        predictions.write(found, output)
     if as_json:
-        return _print_json(rows)
+        return _print_json(found.rows)
     if output is not None:
-        print(f"written   {output}: {len(rows)} image(s)")
+        print(f"written   {output}: {len(found.rows)} row(s)")
         return None
-    for row in rows:
-        print(printable(f"{row['path']}  {row['class']}  {row['probability']:.4f}"))
+    for row in found.rows:
+        print(printable("  ".join(render.short(value) for value in row.values())))
     return None
 
 
@@ -269,7 +269,9 @@ def evaluate(
     render.show_table(
         list(found["classes"][0]), [[render.short(cell) for cell in row.values()] for row in found["classes"]]
     )
-    return render.show_table(["class", "taken for", "images"], found["mistakes"])
+    if found["confusion"]:
+        render.show_table(["class", "taken for", "images"], found["mistakes"])
+    return None
 
 
 @app.command(no_args_is_help=True)
@@ -431,7 +433,7 @@ def _show_promoted(promoted: Any) -> None:
         render.show_table(["gate", "figure", "limit", ""], lines)
     verb = "is already" if promoted.already else "is now"
     name = f"{promoted.model} version {promoted.version}"
-    print(f"{name} {verb} @{promoted.alias}: test accuracy {promoted.test_accuracy:.4f}")
+    print(f"{name} {verb} @{promoted.alias}: {promoted.metric} {promoted.score:.4f}")
     print(f"use it:  orch predict models:/{promoted.model}@{promoted.alias} IMAGE…")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.tables import State
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -14,9 +15,9 @@ if TYPE_CHECKING:
 _ORDER = (State.COMPLETE, State.PRUNED, State.RUNNING, State.PAUSED, State.WAITING, State.FAILED)
 
 
-def best_epoch(epochs: Sequence[Epoch]) -> Epoch | None:
-    """The epoch whose checkpoint would be promoted: highest val_accuracy, then lower val_loss, then the earlier."""
-    return min(epochs, key=lambda e: (-e.metrics["val_accuracy"], e.metrics["val_loss"], e.number), default=None)
+def best_epoch(epochs: Sequence[Epoch], objective: str) -> Epoch | None:
+    """The epoch whose checkpoint would be promoted: highest objective, then lower val_loss, then the earlier."""
+    return min(epochs, key=lambda e: (-e.metrics[objective], e.metrics["val_loss"], e.number), default=None)
 
 
 def ranked(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
@@ -34,6 +35,7 @@ def leaderboard(
     return [
         {
             "trial": trial.number,
+            "objective": objective_of(trial.config),
             "value": trial.value,
             "params": {name: trial.config.get(name) for name in differing},
             "epochs": len(epochs.get(trial.number, [])),
@@ -66,6 +68,7 @@ def status(
 def _best(trial: Trial, run_ids: Mapping[int, str]) -> dict[str, Any]:
     return {
         "trial": trial.number,
+        "objective": objective_of(trial.config),
         "value": trial.value,
         "params": trial.params,
         "run_id": run_ids.get(trial.number),
@@ -73,10 +76,11 @@ def _best(trial: Trial, run_ids: Mapping[int, str]) -> dict[str, Any]:
 
 
 def _rank(trial: Trial, epochs: Mapping[int, Sequence[Epoch]]) -> tuple[float, float, int]:
-    best = best_epoch(epochs.get(trial.number, []))
+    objective = objective_of(trial.config)
+    best = best_epoch(epochs.get(trial.number, []), objective)
     if best is None:
         return (0.0, 0.0, trial.number)
-    return (-best.metrics["val_accuracy"], best.metrics["val_loss"], trial.number)
+    return (-best.metrics[objective], best.metrics["val_loss"], trial.number)
 
 
 def _differing(trials: Sequence[Trial]) -> list[str]:

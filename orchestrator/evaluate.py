@@ -36,15 +36,16 @@ def evaluate(settings: Settings, study: str, number: int | None = None, *, split
         raise UsageError(f"split {split!r} is none of {', '.join(SPLITS)}")
     trained = load_trained(settings, study, number)
     info, images = trained.info, getattr(trained.dataset, split)
-    logits = metrics.logits_of(trained.model, images, info)
-    confusion = metrics.confusion(logits, images.labels)
+    outputs = metrics.outputs_of(trained.model, images, info)
+    has_classes = info.task == "classification"
+    confusion = metrics.confusion(outputs, images.labels) if has_classes else []
     return {
         "study": study,
         "trial": trained.trial,
         "split": split,
         "images": len(images.labels),
-        "metrics": metrics.summary(logits, images.labels),
-        "classes": metrics.by_class(logits, images.labels, info.class_names),
+        "metrics": metrics.summary(outputs, images.labels, info),
+        "classes": metrics.by_class(outputs, images.labels, info),
         "confusion": confusion,
         "mistakes": metrics.most_confused(confusion, info.class_names, NUM_MISTAKES),
     }

@@ -10,8 +10,6 @@ from orchestrator.evaluate import Trained, load_trained
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from torch import Tensor
-
     from orchestrator.settings import Settings
 
 PRECISIONS = {".onnx": ("fp32", "fp16", "int8"), ".pt2": ("fp32",)}
@@ -69,27 +67,32 @@ def _write(trained: Trained, study: str, path: Path, precision: str) -> None:
 
 
 def _measured(trained: Trained, path: Path) -> dict[str, Any]:
-    """Size, accuracy beside PyTorch's, the largest difference of a probability, and time a batch."""
+    """Size, accuracy (or what the task has) beside PyTorch's, the largest difference of an answer, time a batch."""
     import torch
 
-    from recipes import metrics, variants
+    from recipes import metrics, tasks, variants
+    from recipes.config import OBJECTIVES
 
-    val = trained.dataset.val
+    val, info = trained.dataset.val, trained.info
     run = variants.opened(path)
-    found = torch.from_numpy(variants.logits_of(run, val.images))
-    expected = metrics.logits_of(trained.model, val, trained.info)
+    found = torch.from_numpy(variants.answers_of(run, val.images))
+    if info.task == "regression":
+        found = (found - torch.tensor(info.target_mean)) / torch.tensor(info.target_std)
+    expected = metrics.outputs_of(trained.model, val, info)
+    judge = tasks.judge(info, val.labels)
+    objective = OBJECTIVES[info.task]
+    scores = [
+        judge.metrics(judge.sums(outputs, val.labels).tolist(), len(val.labels))[objective]
+        for outputs in (found, expected)
+    ]
     return {
         "bytes": path.stat().st_size,
-        "val_accuracy": _accuracy(found, val.labels),
-        "val_accuracy_of_pytorch": _accuracy(expected, val.labels),
-        "max_difference": (found.softmax(1) - expected.softmax(1)).abs().max().item(),
+        objective: scores[0],
+        f"{objective}_of_pytorch": scores[1],
+        "max_difference": (tasks.answers(found, info) - tasks.answers(expected, info)).abs().max().item(),
         **{
             f"milliseconds_of_{size}": variants.latency_milliseconds(run, val.images, size)
             for size in BATCH_SIZES
             if size <= len(val.labels)
         },
     }
-
-
-def _accuracy(logits: Tensor, labels: Tensor) -> float:
-    return (logits.argmax(1) == labels).float().mean().item()

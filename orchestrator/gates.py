@@ -50,6 +50,19 @@ def compare_answers(champion: NDArray[np.bool_], candidate: NDArray[np.bool_]) -
     ]
 
 
+def compare_errors(champion: NDArray[np.float64], candidate: NDArray[np.float64]) -> list[Gate]:
+    """Gates on how far two models are off on the same test images, `(N,)` each: not more, and not worse by a sign test.
+
+    The sign test (Dixon and Mood 1946, JASA 41, 557) asks on which images each is the closer one; it is McNemar's.
+    """
+    assert champion.shape == candidate.shape, "both answer the same images"
+    p = mcnemar(num_worse=int((candidate > champion).sum()), num_better=int((candidate < champion).sum()))
+    return [
+        Gate(name="test_error", figure=float(candidate.mean()), limit=float(champion.mean())),
+        Gate(name="sign_test_p", figure=p, limit=SIGNIFICANCE, at_least=True),
+    ]
+
+
 def mcnemar(*, num_worse: int, num_better: int) -> float:
     """One-sided exact p-value that a candidate is worse than the champion (McNemar 1947, Psychometrika 12, 153).
 

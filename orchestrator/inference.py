@@ -9,7 +9,6 @@ import json
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -17,7 +16,11 @@ import onnxruntime  # type: ignore[import-untyped]
 from PIL import Image
 
 from orchestrator.errors import UsageError
+from recipes.data.csv_file import read_columns
 from recipes.data.pictures import flattened
+from recipes.data.rows import encoded
+from recipes.data.targets import BETWEEN_LABELS
+from recipes.data.types import DataError, columns_from_json, task_from
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -35,21 +38,8 @@ FOLDER_OF_OTHER_FILES = "session.model_external_initializers_file_folder_path"
 MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's mode
 
 
-@dataclass(frozen=True, kw_only=True)
-class Prediction:
-    """The class that a model gives a file, and its probability."""
-
-    path: str
-    class_name: str
-    probability: float
-
-    def to_json(self) -> dict[str, Any]:
-        """As plain JSON values; the key of the class is `class`."""
-        return {"path": self.path, "class": self.class_name, "probability": self.probability}
-
-
 class Model:
-    """An ONNX model as `recipes.export` writes it: pictures `(B, H, W, C)` uint8 in, values for K classes out."""
+    """An ONNX model as `recipes.export` writes it: pictures `(B, H, W, C)` uint8, or rows of a table, to answers."""
 
     def __init__(self, path: Path) -> None:
         """Load the file at `path` on the CPU.
@@ -62,25 +52,29 @@ class Model:
         try:
             data, providers = path.read_bytes(), ["CPUExecutionProvider"]
             self._session = onnxruntime.InferenceSession(data, options, providers)
-            self.class_names = tuple(json.loads(self._session.get_modelmeta().custom_metadata_map["class_names"]))
-            (images,) = self._session.get_inputs()
-            self.num_channels = int(images.shape[-1])
+            about = self._session.get_modelmeta().custom_metadata_map
+            self.class_names = tuple(json.loads(about["class_names"]))
+            self.task = task_from(about["task"])
+            self.columns = columns_from_json(json.loads(about.get("columns", "[]")))
+            (inputs,) = self._session.get_inputs()
+            self._input = inputs.name
+            self.num_channels = int(inputs.shape[-1])
         except Exception as error:  # the exceptions of onnxruntime have no other base
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
             raise UsageError(f"{path} is not an ONNX model of ours: {reason}") from error
 
-    def logits(self, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        """Logits `(N, K)` of pictures `(N, H, W, C)` uint8.
+    def answers(self, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        """Logits or values `(N, K)` of pictures `(N, H, W, C)` uint8 or of rows `(N, F)` float32.
 
         Raises:
-            UsageError: another type, or another number of channels.
+            UsageError: another type, or another number of channels or columns.
         """
-        return self._run("logits", pictures)
+        return self._run("values" if self.task == "regression" else "logits", inputs)
 
-    def classify(
+    def predict(
         self, paths: Sequence[Path], on_bad: Callable[[UsageError], None] | None = None
-    ) -> Iterator[Prediction]:
-        """The most probable class of each image file, in order; files that are told to `on_bad` are left out.
+    ) -> Iterator[dict[str, Any]]:
+        """What the model says of each image file, in order (see `kinds`); files told to `on_bad` are left out.
 
         Raises:
             UsageError: a file is not an image that can be read, and there is no `on_bad`; the message names it.
@@ -94,10 +88,52 @@ class Model:
                     if on_bad is None:
                         raise
                     on_bad(error)
-            rows = self._probabilities([picture for _, picture in good])
+            rows = self._answered([picture for _, picture in good])
             for (path, _), row in zip(good, rows, strict=True):
-                best = int(row.argmax())
-                yield Prediction(path=str(path), class_name=self.class_names[best], probability=float(row[best]))
+                yield {"path": str(path), **self._told(row)}
+
+    def predict_rows(self, tables: Sequence[Path]) -> Iterator[dict[str, Any]]:
+        """What the model says of each row of CSV files that have its columns; `row` counts from 1.
+
+        Raises:
+            UsageError: a file is no such table.
+        """
+        for path in tables:
+            try:
+                rows = encoded(self.columns, read_columns(path))
+            except DataError as error:
+                raise UsageError(f"{path}: {error}") from error
+            for number, row in enumerate(self._run(self._output, rows), 1):
+                yield {"path": str(path), "row": number, **self._told(row)}
+
+    @property
+    def kinds(self) -> dict[str, type]:
+        """What `predict` or `predict_rows` says, by name, and of which type each is."""
+        first: dict[str, type] = {"path": str, "row": int} if self.columns else {"path": str}
+        match self.task:
+            case "classification":
+                return {**first, "class": str, "probability": float}
+            case "multilabel":
+                return {**first, "labels": str, **{f"probability_{name}": float for name in self.class_names}}
+            case "regression":
+                return {**first, **dict.fromkeys(self.class_names, float)}
+
+    @property
+    def _output(self) -> str:
+        return "values" if self.task == "regression" else "probabilities"
+
+    def _told(self, answer: NDArray[np.float32]) -> dict[str, Any]:
+        """What an answer `(K,)` says, by the names of `kinds`."""
+        each = dict(zip(self.class_names, answer.tolist(), strict=True))
+        match self.task:
+            case "classification":
+                best = self.class_names[int(answer.argmax())]
+                return {"class": best, "probability": each[best]}
+            case "multilabel":
+                given = BETWEEN_LABELS.join(name for name, probability in each.items() if probability > 0.5)
+                return {"labels": given, **{f"probability_{name}": value for name, value in each.items()}}
+            case "regression":
+                return each
 
     def _decoded(self, paths: Sequence[Path]) -> Iterator[list[tuple[Path, Future[NDArray[np.uint8]]]]]:
         """Batches of files and their pictures; the next is decoded by threads while one is worked on."""
@@ -113,20 +149,22 @@ class Model:
         finally:
             pool.shutdown(cancel_futures=True)
 
-    def _probabilities(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
-        """Probabilities `(N, K)` of pictures `(H, W, C)`, each of its own size; those of one size go together."""
+    def _answered(self, pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.float32]:
+        """Probabilities or values `(N, K)` of pictures `(H, W, C)`, each of its own size; those of one go together."""
         found = np.empty((len(pictures), len(self.class_names)), np.float32)
         for shape in {picture.shape for picture in pictures}:
             rows = [row for row, picture in enumerate(pictures) if picture.shape == shape]
-            found[rows] = self._run("probabilities", np.stack([pictures[row] for row in rows]))
+            found[rows] = self._run(self._output, np.stack([pictures[row] for row in rows]))
         return found
 
-    def _run(self, output: str, pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
-        if pictures.dtype != np.uint8 or pictures.ndim != 4 or pictures.shape[-1] != self.num_channels:
-            wanted = f"uint8 (N, H, W, {self.num_channels})"
-            raise UsageError(f"the model takes pictures {wanted}; found {pictures.dtype} {pictures.shape}")
-        parts = [pictures[start : start + BATCH_SIZE] for start in range(0, len(pictures), BATCH_SIZE)]
-        return np.concatenate([self._session.run([output], {"images": part})[0] for part in parts])
+    def _run(self, output: str, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+        dtype, num_axes = ("float32", 2) if self.columns else ("uint8", 4)
+        if inputs.dtype != dtype or inputs.ndim != num_axes or inputs.shape[-1] != self.num_channels:
+            kind, axes = ("rows", "N") if self.columns else ("pictures", "N, H, W")
+            wanted = f"{kind} {dtype} ({axes}, {self.num_channels})"
+            raise UsageError(f"the model takes {wanted}; found {inputs.dtype} {inputs.shape}")
+        parts = [inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE)]
+        return np.concatenate([self._session.run([output], {self._input: part})[0] for part in parts])
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:

@@ -12,8 +12,8 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from orchestrator.errors import printable
-from orchestrator.study import OBJECTIVE
 from orchestrator.tables import State
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,7 +146,8 @@ class LiveMonitor:
 
     def epoch_ended(self, trial: Trial, event: EpochEnded) -> None:
         """Move the trial's bar."""
-        value = f"{OBJECTIVE} {event.metrics[OBJECTIVE]:.4f}"
+        objective = objective_of(trial.config)
+        value = f"{objective} {event.metrics[objective]:.4f}"
         self._bars.update(self._task_of[self._slot_of[trial.number]], completed=event.number, value=value)
 
     def trial_ended(self, trial: Trial) -> None:
@@ -190,4 +191,4 @@ def _headline(study: Study, slots: Sequence[Slot]) -> str:
 def _ending(trial: Trial) -> str:
     if trial.state is State.FAILED:
         return f"failed ({trial.reason}): {trial.message}"
-    return f"{trial.state} at {OBJECTIVE} {trial.value:.4f} (epoch {trial.best_epoch})"
+    return f"{trial.state} at {objective_of(trial.config)} {trial.value:.4f} (epoch {trial.best_epoch})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
@@ -11,13 +12,18 @@ from orchestrator.models import resolve_model
 from recipes.files import write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
     from pathlib import Path
 
-    from orchestrator.inference import Prediction
     from orchestrator.settings import Settings
 
-COLUMNS = ("path", "class", "probability")
+
+@dataclass(frozen=True, kw_only=True)
+class Predictions:
+    """What a model says, a row an image or a row of a table; `kinds` are the columns and their types."""
+
+    kinds: Mapping[str, type]
+    rows: list[dict[str, Any]]
 
 
 def predict(
@@ -26,21 +32,24 @@ def predict(
     paths: Sequence[Path],
     *,
     on_bad: Callable[[UsageError], None] | None = None,
-    follow: Callable[[Iterable[Prediction], int], Iterable[Prediction]] = lambda found, _: found,
-) -> list[dict[str, Any]]:
-    """`path`, `class` and `probability` of image files and of those in folders, by a promoted model.
+    follow: Callable[[Iterable[dict[str, Any]], int], Iterable[dict[str, Any]]] = lambda found, _: found,
+) -> Predictions:
+    """What a promoted model says of image files and of those in folders, or of the rows of CSV files.
 
-    `on_bad` is told of files that are no images, which are then left out; `follow` may count along.
+    Each has its `path`, and as the model's task is `class` and `probability`, `labels`, or numbers by name. `on_bad` is
+    told of files that are no images, which are then left out; `follow` may count along.
 
     Raises:
-        UsageError: as of `resolve_model`, a folder without images, or a file that is none and no `on_bad`.
+        UsageError: as of `resolve_model`, a folder without images, a file that is none and no `on_bad`, or no table.
         UnavailableError: MLflow cannot be reached.
     """
     from orchestrator.inference import Model, image_files
 
-    files = image_files(paths)
     model = Model(resolve_model(settings, uri))
-    return [prediction.to_json() for prediction in follow(model.classify(files, on_bad), len(files))]
+    if model.columns:
+        return Predictions(kinds=model.kinds, rows=list(model.predict_rows(paths)))
+    files = image_files(paths)
+    return Predictions(kinds=model.kinds, rows=list(follow(model.predict(files, on_bad), len(files))))
 
 
 def check_output(path: Path) -> None:
@@ -57,26 +66,27 @@ def check_output(path: Path) -> None:
         raise UsageError(f"{path.parent} is no folder")
 
 
-def write(rows: Sequence[dict[str, Any]], path: Path) -> None:
-    """Write rows as a table, whole or not at all."""
-    write_whole(path, WRITERS[path.suffix](rows))
+def write(found: Predictions, path: Path) -> None:
+    """Write predictions as a table, whole or not at all."""
+    write_whole(path, WRITERS[path.suffix](found))
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> bytes:
+def _csv(found: Predictions) -> bytes:
     text = io.StringIO()
-    writer = csv.DictWriter(text, COLUMNS)
+    writer = csv.DictWriter(text, list(found.kinds))
     writer.writeheader()
-    writer.writerows(rows)
+    writer.writerows(found.rows)
     return text.getvalue().encode()
 
 
-def _parquet(rows: Sequence[dict[str, Any]]) -> bytes:
+def _parquet(found: Predictions) -> bytes:
     import pyarrow as pa  # type: ignore[import-untyped]
     import pyarrow.parquet as pq  # type: ignore[import-untyped]
 
-    schema = pa.schema([("path", pa.string()), ("class", pa.string()), ("probability", pa.float64())])
+    types = {str: pa.string(), float: pa.float64(), int: pa.int64()}
+    schema = pa.schema([(name, types[kind]) for name, kind in found.kinds.items()])
     sink = io.BytesIO()
-    pq.write_table(pa.Table.from_pylist(list(rows), schema), sink)
+    pq.write_table(pa.Table.from_pylist(found.rows, schema), sink)
     return sink.getvalue()
 
 

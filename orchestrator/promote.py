@@ -17,20 +17,19 @@ import recipes
 from orchestrator import compare, ledger, worker
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UsageError
 from orchestrator.executors import Exported, ExportSpec
-from orchestrator.gates import Gate, compare_answers, num_shared
+from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
 from orchestrator.leases import Holding
 from orchestrator.models import accepted_attempt, check_hash, file_of
 from orchestrator.registry import Registry
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion
 from recipes.checkpoint import BEST
-from recipes.config import dataset_of
+from recipes.config import OBJECTIVES, dataset_of, objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    import numpy as np
-    from numpy.typing import NDArray
+    from torch import Tensor
 
     from orchestrator.executors import Decision, Event
     from orchestrator.inference import Model
@@ -52,7 +51,8 @@ class Promoted:
     model: str
     version: str
     previous: str | None
-    test_accuracy: float
+    metric: str  # such as test_accuracy
+    score: float
     gates: tuple[dict[str, Any], ...]
     already: bool = False
     alias: str = CHAMPION
@@ -64,7 +64,7 @@ class Promoted:
             "version": self.version,
             "alias": self.alias,
             "previous": self.previous,
-            "test_accuracy": self.test_accuracy,
+            self.metric: self.score,
             "gates": list(self.gates),
             "already": self.already,
         }
@@ -169,7 +169,8 @@ def _promoted(entry: Promotion, previous: str | None, *, already: bool = False) 
         model=entry.model,
         version=entry.to_version,
         previous=previous,
-        test_accuracy=entry.test_accuracy,
+        metric=_metric(_trained_on_of(entry)[0]),
+        score=entry.test_score,
         gates=tuple({key: gate[key] for key in ("name", "figure", "limit", "passed")} for gate in entry.gates),
         already=already,
     )
@@ -200,8 +201,8 @@ class _Promotion:
         self._check_files()
         export = export or self._export()
         check_hash(self._settings.home / export.file, export.sha256, RefusedError)
-        gates, test_accuracy = self._examine(export, champion)
-        entry = self._register(export, gates, test_accuracy, champion)
+        gates, test_score = self._examine(export, champion)
+        entry = self._register(export, gates, test_score, champion)
         _move(self._record, self._lease, self._registry, entry)
         return _promoted(entry, entry.from_version)
 
@@ -279,7 +280,7 @@ class _Promotion:
     # -- the gates
 
     def _examine(self, export: Export, champion: Promotion | None) -> tuple[list[dict[str, Any]], float]:
-        """All gates as the ledger keeps them, passed, and the accuracy on the test images.
+        """All gates as the ledger keeps them, passed, and the objective on the test images.
 
         Raises:
             RefusedError: a gate is not passed.
@@ -296,15 +297,15 @@ class _Promotion:
         ]
         _insist(gates)
         candidate = Model(candidate_file)
-        right = _right_answers(candidate, dataset)
+        answers = _test_answers(candidate, dataset)
         if champion:
             model = self._load_champion(champion, candidate.class_names)
             seen = _num_seen(dataset, image_size, _trained_on_of(champion))
             gates.append(Gate(name="champion_seen_test_images", figure=seen, limit=0))
-            gates += compare_answers(_right_answers(model, dataset), right)
+            gates += _compared(dataset, _test_answers(model, dataset), answers)
             _insist(gates)
         noted = [{**gate.to_json(), **({TRAINED_ON: trained_on} if gate.name == SEEN else {})} for gate in gates]
-        return noted, float(right.mean())
+        return noted, _score(dataset, answers)
 
     def _load_data(self) -> Dataset:
         """The data set that the trial was trained on."""
@@ -315,10 +316,10 @@ class _Promotion:
 
     def _difference(self, onnx_file: Path, dataset: Dataset) -> float:
         """The largest difference of outputs on validation images, ONNX against PyTorch."""
-        from recipes.export import ExportError, parity
+        from recipes.export import ExportError, inputs_of, parity
         from recipes.model_file import ModelFileError, restore_model
 
-        pictures = [image.permute(1, 2, 0).numpy() for image in dataset.val.images[: worker.NUM_PARITY_IMAGES]]
+        pictures = inputs_of(dataset.val.images[: worker.NUM_PARITY_IMAGES])
         try:
             model, info, _ = restore_model(recipes.load(self._study.recipe), self._folder / BEST)
             return parity(model, info, onnx_file, pictures)
@@ -345,13 +346,17 @@ class _Promotion:
         self,
         export: Export,
         gates: list[dict[str, Any]],
-        test_accuracy: float,
+        test_score: float,
         champion: Promotion | None,
     ) -> Promotion:
         """Make the file a version, to which no alias points yet; the ledger's entry for when one does."""
         model, run_id = self._study.name, self._run_id()
         file = self._settings.home / export.file
-        tags = {"orch.study": model, "orch.trial": self._trial.number, "orch.test_accuracy": test_accuracy}
+        tags = {
+            "orch.study": model,
+            "orch.trial": self._trial.number,
+            f"orch.{_metric(self._trial.config)}": test_score,
+        }
         version = self._registry.register(model, run_id, file, tags)
         return Promotion(
             model=model,
@@ -362,7 +367,7 @@ class _Promotion:
             trial=self._trial.number,
             run_id=run_id,
             sha256=export.sha256,
-            test_accuracy=test_accuracy,
+            test_score=test_score,
             gates=gates,
             who=ledger.user(),
             recorded_at=time.time(),
@@ -390,11 +395,44 @@ def _insist(gates: Sequence[Gate]) -> None:
         raise RefusedError(f"not promoted: {'; '.join(failed)}")
 
 
-def _right_answers(model: Model, dataset: Dataset) -> NDArray[np.bool_]:
-    """Which of the test images `(N,)` a model gets right."""
-    logits = model.logits(dataset.test.images.permute(0, 2, 3, 1).numpy())
-    right: NDArray[np.bool_] = logits.argmax(axis=1) == dataset.test.labels.numpy()
-    return right
+def _metric(config: Mapping[str, Any]) -> str:
+    """What the objective of a configuration is called on the test split."""
+    return objective_of(config).replace("val_", "test_")
+
+
+def _test_answers(model: Model, dataset: Dataset) -> Tensor:
+    """Outputs `(N, K)` of a model for all test images, as training has them."""
+    import torch
+
+    from recipes.export import inputs_of
+
+    found, info = torch.from_numpy(model.answers(inputs_of(dataset.test.images))), dataset.info
+    if info.task == "regression":
+        return (found - torch.tensor(info.target_mean)) / torch.tensor(info.target_std)
+    return found
+
+
+def _score(dataset: Dataset, outputs: Tensor) -> float:
+    """The objective on the test images."""
+    from recipes.tasks import judge
+
+    targets, judged = dataset.test.labels, judge(dataset.info, dataset.test.labels)
+    metrics = judged.metrics(judged.sums(outputs, targets).tolist(), len(targets))
+    return metrics[OBJECTIVES[dataset.info.task]]
+
+
+def _compared(dataset: Dataset, champion: Tensor, candidate: Tensor) -> list[Gate]:
+    """Gates on what two models say of the test images."""
+    targets = dataset.test.labels
+    match dataset.info.task:
+        case "classification":
+            return compare_answers(*((outputs.argmax(1) == targets).numpy() for outputs in (champion, candidate)))
+        case "multilabel":  # the share of an image's labels that are wrong
+            wrong = [((outputs > 0) != (targets > 0)).double().mean(1) for outputs in (champion, candidate)]
+            return compare_errors(*(each.numpy() for each in wrong))
+        case "regression":
+            errors = [(outputs - targets).double().square().mean(1) for outputs in (champion, candidate)]
+            return compare_errors(*(each.numpy() for each in errors))
 
 
 def _load(config: DatasetConfig) -> Dataset:

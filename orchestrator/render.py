@@ -25,15 +25,16 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = N
     """Print the ranked trials of a study, or the first `limit`: a column a parameter, or one for all in little room."""
     console = _console()
     names = list(rows[0]["params"]) if rows else []
+    objective = rows[0]["objective"] if rows else "value"
     shown = rows[:limit]
     table = _table(
-        ["trial", "val_accuracy", *names, "epochs", "seconds", "state"],
+        ["trial", objective, *names, "epochs", "seconds", "state"],
         [[*_figures(row)[:2], *(short(row["params"][name]) for name in names), *_figures(row)[2:]] for row in shown],
     )
     # Measured as in a pipe: a console takes no table for wider than itself.
     if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
         table = _table(
-            ["trial", "val_accuracy", "epochs", "seconds", "state", "parameters"],
+            ["trial", objective, "epochs", "seconds", "state", "parameters"],
             [[*_figures(row), short(row["params"])] for row in shown],
         )
     console.print(table)

@@ -15,8 +15,8 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from orchestrator.space import Choices, Range, Scalar, Space
-from orchestrator.study import OBJECTIVE
 from orchestrator.tables import Epoch, Reason, State, Trial
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -58,8 +58,9 @@ class Search:
         if trial.state is State.FAILED and trial.reason in {Reason.ERROR, Reason.LOST}:
             self._study.tell(asked, state=TrialState.FAIL)
             return
+        objective = objective_of(trial.config)
         for epoch in epochs:
-            asked.report(epoch.metrics[OBJECTIVE], epoch.number)
+            asked.report(epoch.metrics[objective], epoch.number)
         asked.set_constraint(_FEASIBLE, 1.0 if trial.state is State.FAILED else 0.0)
         if trial.state is State.COMPLETE:
             self._study.tell(asked, trial.value)

@@ -6,6 +6,7 @@ This module only reads.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 import os
@@ -21,14 +22,24 @@ from orchestrator import catalogue, overrides, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.space import Choices, Range, Scalar, Space
 from orchestrator.tables import MAX_NAME_LENGTH
-from recipes.config import AugmentConfig, DatasetConfig, FieldPath, Part, dataset_of, fields, flatten, make
-from recipes.data import DataError, UnknownDataError, absolute, cache_folder, fingerprints
+from recipes.config import (
+    AugmentConfig,
+    DatasetConfig,
+    FieldPath,
+    OptimConfig,
+    Part,
+    dataset_of,
+    fields,
+    flatten,
+    make,
+    objective_of,
+)
+from recipes.data import CSV, DataError, UnknownDataError, absolute, cache_folder, fingerprints
 from recipes.data import load as load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
 
-OBJECTIVE = "val_accuracy"
 MAX_FILE_NAME_BYTES = 255  # a study is a folder
 # What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
 PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile"})
@@ -78,13 +89,18 @@ class Study(Part):
     budget: Budget
 
     @property
+    def objective(self) -> str:
+        """The metric by which trials are ranked."""
+        return objective_of(self.fixed)
+
+    @property
     def identity(self) -> dict[str, Any]:
         """What may not change under one name."""
         kept = {name: value for name, value in self.fixed.items() if name not in UNIDENTIFYING_FIELDS}
         return {
             "recipe": Path(self.recipe).stem,  # where its file lies does not matter, what it says does
             "code": self.code_hash,
-            "objective": OBJECTIVE,
+            "objective": self.objective,
             "data": self.data_fingerprint,
             "split": self.split_fingerprint,
             "fixed": kept,
@@ -123,6 +139,11 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
     _check_needs(recipe, config, space)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
+    if useless := _useless(recipe, config, set(typed) & {*space, *fixed}):
+        space = {key: searched for key, searched in space.items() if key not in useless}
+        defaults = flatten(make(recipe.config_type, {}))
+        config, flat = ({**values, **{key: defaults[key] for key in useless}} for values in (config, flat))
+    _check_loss(recipe, config, space)
     _check_colours(recipe, config, space)
     return Study(
         name=name,
@@ -365,6 +386,41 @@ def _check_needs(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Sp
             recipe.module.check(make(recipe.config_type, {**config, **changed}))
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_loss(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+    """See that all losses that may be drawn are for what the data ask."""
+    part = recipe.config_type.model_fields.get("optim")
+    if part is None or part.annotation is not OptimConfig:
+        return
+    from recipes import losses  # torch, which the recipe has imported by now
+
+    task = dataset_of(config).task
+    drawn = {key: space[key].ends() if key in space else (config[key],) for key in ("loss", "balance")}
+    try:
+        for loss, balance in itertools.product(*drawn.values()):
+            losses.check(OptimConfig.model_validate({"loss": loss, "balance": balance}), task)
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+
+
+def _useless(recipe: recipes.Recipe, config: Mapping[str, Scalar], typed: set[str]) -> list[str]:
+    """Fields that say nothing about such data, whatever a study file searches: of a table, all changes of images.
+
+    Raises:
+        UsageError: the recipe takes no tables, or one of the fields was typed.
+    """
+    useless = ["label_smoothing"] if config.get("task") == "regression" else []
+    if str(config.get("data", "")).startswith(CSV) and load_data(dataset_of(config)).info.columns:
+        if not getattr(recipe.module, "TAKES_TABLES", False):
+            raise UsageError(f"recipe {recipe.name} takes images; data={config['data']} is a table, for recipe=mlp")
+        useless += AugmentConfig.model_fields
+    found = [key for key in useless if key in config]
+    for key in found:
+        if key in typed:
+            reason = "is for classes and labels" if key == "label_smoothing" else "changes images, and this is a table"
+            raise UsageError(f"{key} {reason}")
+    return found
 
 
 def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:

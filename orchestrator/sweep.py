@@ -28,7 +28,7 @@ from orchestrator.mirror_process import MirrorProcess
 from orchestrator.pruning import PRUNERS
 from orchestrator.search import Search
 from orchestrator.store import Record
-from orchestrator.study import OBJECTIVE, Study, differences
+from orchestrator.study import Study, differences
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
 from recipes.device import choose_device
@@ -236,7 +236,7 @@ class _Coordinator:
         self._epochs = self._record.epochs(self._row.id)
         for number, epochs in self._epochs.items():
             for epoch in epochs:
-                self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[OBJECTIVE]
+                self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[self._study.objective]
         self._search.restore(list(self._trials.values()), self._epochs)
 
     def _let_go(self) -> None:
@@ -356,7 +356,7 @@ class _Coordinator:
             )
             self._record.add_epochs(self._lease, trial, [epoch])
             recorded.append(epoch)
-            self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[OBJECTIVE]
+            self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[self._study.objective]
             self._monitor.epoch_ended(trial, event)
         max_epochs = self._max_epochs(trial)
         if event.number in self._pruner.decision_epochs(event.trial, max_epochs):
@@ -365,7 +365,7 @@ class _Coordinator:
 
     def _trial_ended(self, event: TrialEnded) -> None:
         trial, epochs = self._trials[event.trial], self._epochs.get(event.trial, [])
-        best = compare.best_epoch(epochs)
+        best = compare.best_epoch(epochs, self._study.objective)
         if best is None:
             self._trial_failed(
                 TrialFailed(
@@ -379,7 +379,7 @@ class _Coordinator:
             event.attempt,
             State.PRUNED if event.stopped else State.COMPLETE,
             manifest=event.manifest,
-            value=best.metrics[OBJECTIVE],
+            value=best.metrics[self._study.objective],
             best_epoch=best.number,
         )
         self._drop_checkpoints(event)

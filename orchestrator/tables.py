@@ -103,7 +103,7 @@ class Trial(Base):
     params: Mapped[dict[str, Any]]  # the searched fields
     config: Mapped[dict[str, Any]]  # every field, flat
     threads: Mapped[int]  # part of the bits, so kept over all attempts
-    value: Mapped[float | None]  # val_accuracy of the best epoch
+    value: Mapped[float | None]  # the objective (val_accuracy, where images have classes) of the best epoch
     best_epoch: Mapped[int | None]
     reason: Mapped[Reason | None]
     message: Mapped[str | None]  # one line
@@ -166,7 +166,8 @@ class Promotion(Base):
     trial: Mapped[int]
     run_id: Mapped[str]
     sha256: Mapped[str] = mapped_column(String(64))  # of the ONNX file
-    test_accuracy: Mapped[float]
+    # Accuracy, or what the task has in its place; the column has the name that it was first written under.
+    test_score: Mapped[float] = mapped_column("test_accuracy", key="test_score")
     gates: Mapped[list[Any]]
     who: Mapped[str]
     recorded_at: Mapped[float]

@@ -35,7 +35,7 @@ class Summary:
         lines, name = [], shlex.quote(self.study)
         winner = self.rows[0] if self.folder else None
         if winner:
-            lines.append(f"winner    trial {winner['trial']}, val_accuracy {winner['value']:.4f}")
+            lines.append(f"winner    trial {winner['trial']}, {winner['objective']} {winner['value']:.4f}")
             lines.append(f"files     {self.folder}")
         if self.max_difference is not None:
             lines.append(f"ONNX      differs from PyTorch by at most {self.max_difference:.1e}")

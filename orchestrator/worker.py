@@ -37,7 +37,7 @@ from orchestrator.processes import Channel, serve_parent
 from orchestrator.tables import Reason
 from recipes import data
 from recipes.checkpoint import BEST, finish, is_checkpoint, read_history, write_file
-from recipes.config import dataset_of, make
+from recipes.config import dataset_of, make, objective_of
 from recipes.files import sha256_of
 
 if TYPE_CHECKING:
@@ -49,7 +49,6 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 NUM_PARITY_IMAGES = 64
-REQUIRED_METRICS = ("val_accuracy", "val_loss")  # by which trials and epochs are ranked
 
 log = logging.getLogger(__name__)
 
@@ -137,7 +136,8 @@ def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]
 def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: float, **_: object) -> EpochEnded:
     from recipes.training import DivergedError
 
-    if missing := [name for name in REQUIRED_METRICS if name not in metrics]:
+    required = (objective_of(spec.config), "val_loss")  # by which trials and epochs are ranked
+    if missing := [name for name in required if name not in metrics]:
         raise ValueError(f"epoch {number} has no {' and no '.join(missing)}; a recipe's epochs must have them")
     for name, value in metrics.items():
         if not math.isfinite(value):
@@ -181,7 +181,7 @@ def _reason(error: BaseException) -> Reason:
 def _export(spec: ExportSpec) -> Exported:
     """Write the ONNX file of an attempt's best weights and compare it with PyTorch on validation images."""
     try:
-        from recipes.export import export_onnx, parity
+        from recipes.export import export_onnx, inputs_of, parity
         from recipes.model_file import restore_model
 
         folder = Path(spec.folder)
@@ -190,14 +190,13 @@ def _export(spec: ExportSpec) -> Exported:
         about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
         export_onnx(model, info, path, about)
         images = data.load(dataset_of(spec.config)).val.images
-        pictures = [image.permute(1, 2, 0).numpy() for image in images[:NUM_PARITY_IMAGES]]
         return Exported(
             trial=spec.trial,
             attempt=spec.attempt,
             file=ONNX_FILE,
             sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
-            max_difference=parity(model, info, path, pictures),
+            max_difference=parity(model, info, path, inputs_of(images[:NUM_PARITY_IMAGES])),
         )
     except Exception as error:  # whatever a recipe's model does to the exporter, the trial's result stands
         log.warning("trial %d was not exported", spec.trial, exc_info=True)

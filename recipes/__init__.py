@@ -9,7 +9,10 @@ A recipe is a module with three names:
 ``train(config, attempt=None)``
     a generator of `recipes.loop.Epoch`, one a trained epoch.
 
-and, where they are needed, two more:
+and, where they are needed, more:
+
+``TAKES_TABLES``
+    True if `build_model` makes something of rows, where `info.columns` says what they hold.
 
 ``restore(config, info, tensors)``
     the trained model, if the weights that training saves are not all of it.

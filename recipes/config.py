@@ -18,6 +18,8 @@ if TYPE_CHECKING:
 
 
 MAX_SEED = 2**32 - 1  # the largest that NumPy takes
+# What a model's outputs are for -> the metric by which epochs and trials are ranked, the higher the better.
+OBJECTIVES = {"classification": "val_accuracy", "multilabel": "val_f1", "regression": "val_r2"}
 
 
 class Part(BaseModel):
@@ -36,7 +38,14 @@ class DatasetConfig(Part):
     )
     limit: int = Field(0, ge=0, description="most images to take, stratified; 0 takes all")
     on_bad_image: Literal["fail", "skip"] = Field("fail", description="what to do about a file that is no image")
-    target: str = Field("", description="column of a CSV's labels; empty is label, or else the last one")
+    task: Literal["classification", "multilabel", "regression"] = Field(
+        "classification", description="one class an image, any number of labels, or numbers; the last two are a CSV's"
+    )
+    target: str = Field(
+        "",
+        description="column of a CSV's labels; several, with commas, of labels 0 and 1 or of numbers; "
+        "empty is label, or else the last one",
+    )
     data_root: str = Field("data", description="folder of torchvision's data sets")
     download: bool = Field(False, description="let torchvision download what is missing there")
 
@@ -64,7 +73,9 @@ class OptimConfig(Part):
     step_epochs: int = Field(10, gt=0, description="epochs between two drops of step")
     milestones: str = Field("0.5 0.75", description="when multistep drops, as shares of all epochs")
     plateau_epochs: int = Field(5, gt=0, description="epochs without a lower val_loss before plateau drops")
-    loss: Literal["cross_entropy", "focal"] = Field("cross_entropy", description="what is minimised in training")
+    loss: Literal["auto", "cross_entropy", "focal", "bce", "mse", "l1", "smooth_l1"] = Field(
+        "auto", description="what is minimised; auto is cross_entropy for a class, bce for labels, mse for numbers"
+    )
     focal_gamma: float = Field(
         2.0, ge=0, le=10, description="how much focal leaves easy images aside; 0 is cross_entropy"
     )
@@ -202,6 +213,11 @@ def make(config_type: type[ConfigT], values: Mapping[str, Any]) -> ConfigT:
             node = node.setdefault(parent, {})
         node[leaf] = value
     return config_type.model_validate(tree)
+
+
+def objective_of(values: Mapping[str, Any]) -> str:
+    """The metric by which the trainings of a flat configuration are ranked."""
+    return OBJECTIVES[values.get("task", "classification")]
 
 
 def dataset_of(values: Mapping[str, Any]) -> DatasetConfig:

@@ -1,7 +1,10 @@
 """A trained model as one ONNX file that takes decoded images, and the proof that it answers as PyTorch does.
 
 The file takes `images` (B, H, W, C) uint8 with B, H and W free, resizes and normalises them itself, and gives `logits`
-and `probabilities` (B, K) float32. Its metadata hold `class_names` as a JSON list, beside what the caller adds.
+and `probabilities` (B, K) float32. Of a model on a table it takes `rows` (B, F) float32, numbers as they are, NaN for
+what is missing and the numbers of categories; of a regression it gives `values` (B, K) in the targets' own units. Its
+metadata hold the `task`, `class_names` (of classes, labels or numbers) and a table's `columns` as JSON, beside what the
+caller adds.
 """
 
 from __future__ import annotations
@@ -18,6 +21,7 @@ from torch import Tensor, nn
 from torch.nn.functional import interpolate
 
 from recipes.files import write_whole
+from recipes.tasks import answers
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -29,7 +33,10 @@ if TYPE_CHECKING:
 
     from recipes.data import ImageInfo
 
+    Images = Sequence[NDArray[Any]] | NDArray[Any]  # pictures (H, W, C) or rows (F,), one after another
+
 OUTPUTS = ("logits", "probabilities")
+VALUES = ("values",)
 PARITY_BATCH_SIZES = (1, 3, 17)
 # Protobuf can't write more; what is left of 2 GiB is for the graph.
 MAX_BYTES = 2**31 - 2**24
@@ -40,24 +47,44 @@ class ExportError(ValueError):
 
 
 class Deployed(nn.Module):
-    """A model behind its resizing and normalisation: images (B, H, W, C) uint8 to logits and probabilities (B, K)."""
+    """A model between what makes its inputs of images or rows and what makes answers of its outputs: see `outputs`."""
 
     mean: Tensor
     scale: Tensor
+    target_mean: Tensor
+    target_std: Tensor
 
     def __init__(self, model: nn.Module, info: ImageInfo) -> None:
         super().__init__()
         self.model = model
-        self._size = (info.height, info.width)
+        self._info = info
         self.register_buffer("mean", torch.tensor(info.mean).view(-1, 1, 1) * 255)
         self.register_buffer("scale", 1 / (torch.tensor(info.std).view(-1, 1, 1) * 255))
+        self.register_buffer("target_mean", torch.tensor(info.target_mean))
+        self.register_buffer("target_std", torch.tensor(info.target_std))
 
-    def forward(self, images: Tensor) -> tuple[Tensor, Tensor]:
-        """Images (B, H, W, C) uint8 to logits and probabilities (B, K)."""
+    def forward(self, inputs: Tensor) -> tuple[Tensor, ...]:
+        """Images (B, H, W, C) uint8, or rows (B, F), to logits and probabilities, or to values (B, K)."""
+        found: Tensor = self.model(inputs if self._info.columns else self._normalised(inputs))
+        if self._info.task == "regression":
+            return (found * self.target_std + self.target_mean,)
+        return found, answers(found, self._info)
+
+    def _normalised(self, images: Tensor) -> Tensor:
         x = images.permute(0, 3, 1, 2).float()
-        x = interpolate(x, self._size, mode="bilinear", antialias=True)
-        logits = self.model((x - self.mean) * self.scale)
-        return logits, logits.softmax(1)
+        x = interpolate(x, (self._info.height, self._info.width), mode="bilinear", antialias=True)
+        return (x - self.mean) * self.scale
+
+
+def outputs_of(info: ImageInfo) -> tuple[str, ...]:
+    """The names of what a deployed model gives."""
+    return VALUES if info.task == "regression" else OUTPUTS
+
+
+def inputs_of(images: Tensor) -> NDArray[np.uint8] | NDArray[np.float32]:
+    """Images (N, C, H, W) of a split as a deployed model takes them, (N, H, W, C); rows (N, F) as they are."""
+    array = images.cpu().numpy()
+    return np.ascontiguousarray(array.transpose(0, 2, 3, 1)) if array.ndim == 4 else array
 
 
 def export_onnx(model: nn.Module, info: ImageInfo, path: Path, metadata: Mapping[str, str]) -> None:
@@ -74,8 +101,18 @@ def export_onnx(model: nn.Module, info: ImageInfo, path: Path, metadata: Mapping
         raise ExportError(f"the model's {size:,} bytes are more than the {MAX_BYTES:,} of one ONNX file")
     exported = _exported(deployable(model, info), info)
     _drop_notes(exported)
-    onnx.helper.set_model_props(exported, {**metadata, "class_names": json.dumps(info.class_names)})
+    onnx.helper.set_model_props(exported, {**metadata, **_described(info)})
     write_whole(path, exported.SerializeToString())
+
+
+def _described(info: ImageInfo) -> dict[str, str]:
+    """What must be known of a model to use it, as an ONNX file's metadata have it."""
+    columns = [{"name": column.name, "categories": column.categories} for column in info.columns]
+    return {
+        "task": info.task,
+        "class_names": json.dumps(info.class_names),
+        **({"columns": json.dumps(columns)} if columns else {}),
+    }
 
 
 def warm_up() -> None:
@@ -90,23 +127,24 @@ def warm_up() -> None:
     _exported(deployable(nn.Sequential(nn.Conv2d(1, 2, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()), info), info)
 
 
-def parity(model: nn.Module, info: ImageInfo, path: Path, images: Sequence[NDArray[np.uint8]]) -> float:
+def parity(model: nn.Module, info: ImageInfo, path: Path, images: Images) -> float:
     """The largest difference of an output of the file from PyTorch's, on several batches and sizes of these images.
 
-    `images` are decoded files, each (H, W, C); NaN if an output is.
+    `images` are decoded files, each (H, W, C), or rows (F,); NaN if an output is. Values of a regression differ by
+    shares of their spread.
 
     Raises:
         ExportError: `path` is not one whole ONNX file, or does not take every batch and size.
     """
     session = Session(path)
     deployed = deployable(model, info)
-    sizes = {images[0].shape[:2], (info.height, info.width), (2 * info.height + 1, 3 * info.width)}
+    scale = np.array(info.target_std or 1.0, np.float32)
     differences: list[np.float32] = []
-    for batch in _batches(images, sorted(sizes)):
+    for batch in _batches_of_rows(images) if info.columns else _batches(images, _sizes(images, info)):
         with torch.inference_mode():
             expected = deployed(torch.from_numpy(batch))
-        found = session(batch)
-        differences += [np.abs(mine - theirs.numpy()).max() for mine, theirs in zip(found, expected, strict=True)]
+        for mine, theirs in zip(session(batch), expected, strict=True):
+            differences.append((np.abs(mine - theirs.numpy()) / scale).max())
     return float(np.max(differences))
 
 
@@ -137,6 +175,8 @@ def deployable(model: nn.Module, info: ImageInfo) -> Deployed:
 
 def example_of(info: ImageInfo) -> tuple[Tensor, dict[int, Any]]:
     """An input (B, H, W, C) to trace a model with, and which of its axes are free."""
+    if info.columns:
+        return torch.zeros(2, len(info.columns)), {0: torch.export.Dim("batch")}
     # Neither one image nor the model's own size: torch takes a 1, or two equal sizes, for fixed.
     example = torch.zeros(2, info.height + 3, info.width + 5, info.channels, dtype=torch.uint8)
     return example, {axis: torch.export.Dim(name) for axis, name in enumerate(("batch", "height", "width"))}
@@ -149,8 +189,8 @@ def _exported(deployed: Deployed, info: ImageInfo) -> ModelProto:
         program = torch.onnx.export(
             deployed,
             (example,),
-            input_names=["images"],
-            output_names=list(OUTPUTS),
+            input_names=["rows" if info.columns else "images"],
+            output_names=list(outputs_of(info)),
             dynamic_shapes=(free,),
             dynamo=True,
             external_data=False,
@@ -183,7 +223,7 @@ def _drop_notes(model: ModelProto) -> None:
 
 
 class Session:
-    """An ONNX file on the CPU: pictures (B, H, W, C) uint8 to what `OUTPUTS` names."""
+    """An ONNX file on the CPU: pictures (B, H, W, C) uint8, or rows (B, F) float32, to all that it gives."""
 
     def __init__(self, path: Path) -> None:
         """Load the file.
@@ -201,19 +241,29 @@ class Session:
         except Exception as error:  # onnxruntime's exceptions have no common base
             raise ExportError(f"onnxruntime can't load {path}: {error}") from error
 
-    def __call__(self, pictures: NDArray[np.uint8]) -> list[NDArray[np.float32]]:
-        """Logits and probabilities (B, K).
+    def __call__(self, pictures: NDArray[Any]) -> list[NDArray[np.float32]]:
+        """Logits and probabilities, or values, (B, K).
 
         Raises:
             ExportError: the model does not take them.
         """
         try:
-            return list(self._session.run(list(OUTPUTS), {"images": pictures}))
+            return list(self._session.run(None, {self._session.get_inputs()[0].name: pictures}))
         except Exception as error:
             raise ExportError(f"the exported model fails on images {pictures.shape}: {error}") from error
 
 
-def _batches(images: Sequence[NDArray[np.uint8]], sizes: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:
+def _sizes(images: Images, info: ImageInfo) -> list[tuple[int, ...]]:
+    """The first image's own size, the model's, and one that is neither."""
+    return sorted({images[0].shape[:2], (info.height, info.width), (2 * info.height + 1, 3 * info.width)})
+
+
+def _batches_of_rows(rows: Images) -> Iterator[NDArray[np.float32]]:
+    for batch_size in PARITY_BATCH_SIZES:
+        yield np.stack([rows[i % len(rows)] for i in range(batch_size)])
+
+
+def _batches(images: Images, sizes: Sequence[tuple[int, ...]]) -> Iterator[NDArray[np.uint8]]:
     """Batches (B, H, W, C) of these sizes, of the images' own pixels."""
     for height, width in sizes:
         for batch_size in PARITY_BATCH_SIZES:

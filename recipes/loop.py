@@ -97,7 +97,8 @@ def _train_on(config: TrainConfig, training: Training, history: list[dict[str, A
         seconds = time.perf_counter() - started
         if not history:
             metrics |= training.size()
-        is_best = all(_rank(metrics) > _rank(earlier["metrics"]) for earlier in history)
+        rank = _rank(metrics, training.objective)
+        is_best = all(rank > _rank(earlier["metrics"], training.objective) for earlier in history)
         history.append({"number": len(history) + 1, "metrics": metrics, "seconds": seconds, "is_best": is_best})
         yield history[-1]
 
@@ -107,9 +108,9 @@ def _epoch(record: dict[str, Any], saved: Future[None] | None) -> Epoch:
     return Epoch(**{**record, "metrics": dict(record["metrics"])}, saved=saved)
 
 
-def _rank(metrics: Mapping[str, float]) -> tuple[float, float]:
-    """Higher accuracy first, then lower loss; of equals the earlier stays the best."""
-    return metrics["val_accuracy"], -metrics["val_loss"]
+def _rank(metrics: Mapping[str, float], objective: str) -> tuple[float, float]:
+    """Higher accuracy (or what the task has in its place) first, then lower loss; of equals the earlier is the best."""
+    return metrics[objective], -metrics["val_loss"]
 
 
 def _is_stale(history: list[dict[str, Any]], patience: int) -> bool:

@@ -21,12 +21,14 @@ if TYPE_CHECKING:
 def mix(
     images: Tensor, labels: Tensor, num_classes: int, config: AugmentConfig, generator: torch.Generator | None
 ) -> tuple[Tensor, Tensor]:
-    """Float images `(B, C, H, W)`, changed in place, and class probabilities `(B, K)` from labels `(B,)`.
+    """Float images `(B, C, H, W)`, changed in place, and probabilities `(B, K)` from classes `(B,)`, or `(B, K)` mixed.
 
     The partner is the image before, with the last before the first: batches come in random order already.
     """
     weights = partner_weights(images, config, generator)
-    targets = (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
+    targets = labels
+    if labels.ndim == 1:
+        targets = (labels[:, None] == torch.arange(num_classes, device=labels.device)).to(torch.float32)
     shares = weights.mean((2, 3)).view(-1, 1)
     return images.lerp_(images.roll(1, 0), weights), torch.lerp(targets, targets.roll(1, 0), shares)
 

@@ -1,11 +1,17 @@
-"""What several recipes build their networks of: stochastic depth, and the weights that they start from."""
+"""What several recipes build their networks of: stochastic depth, columns of tables, weights to start from."""
 
 from __future__ import annotations
 
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Literal
 
+import torch
 from pydantic import Field
 from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from recipes.data.types import Column
 
 INIT_STD = 0.02
 Init = Annotated[
@@ -38,6 +44,39 @@ class StochasticDepth(nn.Module):
     def extra_repr(self) -> str:
         """The probability, for `print`."""
         return str(self.probability)
+
+
+class Columns(nn.Module):
+    """Rows of a table as they are read to features: (B, F) float, NaN where a value is missing, to (B, E).
+
+    A number gets mean 0 and spread 1, a missing one 0; where the training data have gaps, another feature says so. A
+    category is a feature of its own, 1 where it is; a missing or unknown one has zeros in all.
+    """
+
+    mean: Tensor
+    scale: Tensor
+    numbers: Tensor
+    gaps: Tensor
+
+    def __init__(self, columns: Sequence[Column]) -> None:
+        super().__init__()
+        numbers = [index for index, column in enumerate(columns) if not column.categories]
+        gaps = [index for index in numbers if columns[index].has_gaps]
+        self._categories = [(index, len(column.categories)) for index, column in enumerate(columns)]
+        self.register_buffer("mean", torch.tensor([columns[index].mean for index in numbers]), persistent=False)
+        self.register_buffer("scale", torch.tensor([1 / columns[index].std for index in numbers]), persistent=False)
+        self.register_buffer("numbers", torch.tensor(numbers, dtype=torch.long), persistent=False)
+        self.register_buffer("gaps", torch.tensor(gaps, dtype=torch.long), persistent=False)
+        self.num_features = len(numbers) + len(gaps) + sum(count for _, count in self._categories)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Rows (B, F) to features (B, E)."""
+        scaled = (x[:, self.numbers] - self.mean) * self.scale
+        features = [torch.where(scaled.isnan(), 0.0, scaled), x[:, self.gaps].isnan().to(x.dtype)]
+        for index, count in self._categories:
+            if count:
+                features.append((x[:, index : index + 1] == torch.arange(count, device=x.device)).to(x.dtype))
+        return torch.cat(features, 1)
 
 
 def rising(largest: float, num_blocks: int) -> list[float]:

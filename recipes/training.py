@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any, cast
 import numpy as np
 import torch
 from torch import nn
-from torch.nn.functional import cross_entropy
 
-from recipes import losses, optim
+from recipes import losses, optim, tasks
 from recipes.augment import Batches
+from recipes.config import OBJECTIVES
 from recipes.device import allow_tf32, random_states, set_random_states
 from recipes.flops import size
 
@@ -60,7 +60,9 @@ class Training:
             dataset.train, dataset.info, memory_format=layout, augment=config.augment, generator=self._augment
         )
         self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
-        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info.num_classes)
+        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info)
+        self.objective = OBJECTIVES[dataset.info.task]
+        self._judge = tasks.judge(dataset.info, dataset.val.labels)
         self._chances = None  # of each image to be drawn; None draws each once
         if config.optim.balance == "sampler":
             labels = dataset.train.labels
@@ -80,11 +82,10 @@ class Training:
         if begin_epoch is not None:
             begin_epoch(len(history) + 1)
         train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
-        sums = torch.stack([train_loss, *self._evaluate()]).tolist()
+        train_sum, *sums = torch.cat([train_loss.view(1), self._evaluate()]).tolist()
         metrics = {
-            "train_loss": sums[0] / self._num_train,
-            "val_loss": sums[1] / self._num_val,
-            "val_accuracy": sums[2] / self._num_val,
+            "train_loss": train_sum / self._num_train,
+            **self._judge.metrics(sums, self._num_val),
             "lr": lr,
         }
         for name in ("train_loss", "val_loss"):
@@ -157,18 +158,16 @@ class Training:
         return loss.detach()
 
     @torch.inference_mode()
-    def _evaluate(self) -> tuple[Tensor, Tensor]:
-        """Sum of the losses and number of right answers on the validation images, on the device."""
+    def _evaluate(self) -> Tensor:
+        """What the validation images say, in sums on the device."""
         model = self._model if self._average is None else self._average.model
         model.eval()
-        total, correct = torch.zeros(2, device=self._device)
+        sums = []
         rows = torch.arange(self._num_val, device=self._device)
         for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
-            images, labels = self._val_batches(part)
-            logits = self._forward(model, images)
-            total += cross_entropy(logits, labels, reduction="sum")
-            correct += (logits.argmax(1) == labels).sum()
-        return total, correct
+            images, targets = self._val_batches(part)
+            sums.append(self._judge.sums(self._forward(model, images), targets))
+        return torch.stack(sums).sum(0)
 
     def _forward(self, model: nn.Module, images: Tensor) -> Tensor:
         if self._autocast_type is None:

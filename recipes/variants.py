@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from recipes.export import ExportError, Session, deployable, example_of
+from recipes.export import ExportError, Session, deployable, example_of, inputs_of
 from recipes.files import write_whole
 
 if TYPE_CHECKING:
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recipes.data import ImageInfo
+
+    Run = Callable[[NDArray[Any]], NDArray[np.float32]]
 
 BATCH_SIZE = 256
 NUM_WARM_UPS, NUM_RUNS = 5, 30
@@ -100,8 +102,8 @@ def write_program(model: nn.Module, info: ImageInfo, path: Path) -> None:
     write_whole(path, buffer.getvalue())
 
 
-def opened(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
-    """What answers pictures `(B, H, W, C)` uint8 with logits `(B, K)`, from an .onnx or .pt2 file that we wrote.
+def opened(path: Path) -> Run:
+    """What answers pictures `(B, H, W, C)` uint8, or rows, with logits or values `(B, K)`: an .onnx or .pt2 of ours.
 
     A .pt2 file is for those who made it: it is not opened from anyone else.
 
@@ -113,7 +115,7 @@ def opened(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
         return lambda pictures: session(pictures)[0]
     module = torch.export.load(path).module()
 
-    def run(pictures: NDArray[np.uint8]) -> NDArray[np.float32]:
+    def run(pictures: NDArray[Any]) -> NDArray[np.float32]:
         with torch.inference_mode():
             logits: NDArray[np.float32] = module(torch.from_numpy(pictures))[0].numpy()
         return logits
@@ -121,18 +123,16 @@ def opened(path: Path) -> Callable[[NDArray[np.uint8]], NDArray[np.float32]]:
     return run
 
 
-def logits_of(run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: torch.Tensor) -> NDArray[np.float32]:
-    """Logits `(N, K)` of images `(N, C, H, W)` uint8."""
-    pictures = np.ascontiguousarray(images.permute(0, 2, 3, 1).cpu().numpy())
+def answers_of(run: Run, images: torch.Tensor) -> NDArray[np.float32]:
+    """Logits or values `(N, K)` of a split's images `(N, C, H, W)` uint8 or rows."""
+    pictures = inputs_of(images)
     starts = range(0, len(pictures), BATCH_SIZE)
     return np.concatenate([run(pictures[start : start + BATCH_SIZE]) for start in starts])
 
 
-def latency_milliseconds(
-    run: Callable[[NDArray[np.uint8]], NDArray[np.float32]], images: torch.Tensor, batch_size: int
-) -> float:
+def latency_milliseconds(run: Run, images: torch.Tensor, batch_size: int) -> float:
     """Median time of a batch, in milliseconds."""
-    pictures = np.ascontiguousarray(images[:batch_size].permute(0, 2, 3, 1).cpu().numpy())
+    pictures = inputs_of(images[:batch_size])
     times = []
     for _ in range(NUM_WARM_UPS + NUM_RUNS):
         started = time.perf_counter()

@@ -36,6 +36,7 @@ from orchestrator.mirrors import finite_or_none, study_key
 from orchestrator.mirrors.mlflow_store import TIMEOUT, address, is_server, local_path, opening_store, time_for_files
 from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
+from recipes.config import objective_of
 from recipes.files import sha256_of
 
 if TYPE_CHECKING:
@@ -290,15 +291,16 @@ class MlflowRuns:
         )
         with self._record.read() as session:
             ended = session.execute(query).all()
+        best_name = f"best_{study.identity['objective']}"
         if self._best_step is None:
-            history = self._client.get_metric_history(parent.id, "best_val_accuracy")
+            history = self._client.get_metric_history(parent.id, best_name)
             self._best_step = max((metric.step for metric in history), default=0)
         batch, best = _Batch(), float("-inf")
         for step, (state, value, ended_at) in enumerate(ended, start=1):
             if state is State.COMPLETE and value is not None and value > best:
                 best = value
                 if step > self._best_step:
-                    batch.add("best_val_accuracy", value, ended_at or study.created_at, step)
+                    batch.add(best_name, value, ended_at or study.created_at, step)
         self._send(parent, batch)
         self._best_step = max([self._best_step, *(metric.step for metric in batch.metrics)])
         if len(ended) >= study.spec.get("budget", {}).get("trials", float("inf")):
@@ -336,7 +338,7 @@ class MlflowRuns:
                 for name, value in epoch.metrics.items():
                     batch.add(name, value, epoch.recorded_at, epoch.number)
         if STATE in batch.tags and trial.ended_at is not None and trial.value is not None:
-            batch.add("best_val_accuracy", trial.value, trial.ended_at)
+            batch.add(f"best_{objective_of(trial.config)}", trial.value, trial.ended_at)
             batch.add("best_epoch", trial.best_epoch, trial.ended_at)
             batch.add("train_seconds", _seconds(snapshot.epochs), trial.ended_at)
 

@@ -23,15 +23,15 @@ from sqlalchemy.exc import SQLAlchemyError
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import finite_or_none, opening, prepare_sqlite, study_key
 from orchestrator.tables import State
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     import sqlite3
     from collections.abc import Iterator, Mapping, Sequence
 
     from orchestrator.mirrors import Place, Progress, Snapshot
-    from orchestrator.tables import Study, Trial
+    from orchestrator.tables import Epoch, Study, Trial
 
-OBJECTIVE = "val_accuracy"
 KEY = "orch.study_id"  # user attribute of a study: whose it is
 NUMBER = "orch.trial"  # user attribute of a trial: its number in the record
 
@@ -115,7 +115,7 @@ class OptunaStorage:
         if owner != key:
             storage.set_study_user_attr(found, "recipe", self._study.recipe)
             storage.set_study_user_attr(found, "data", self._study.data)
-            storage.set_study_system_attr(found, "study:metric_names", [OBJECTIVE])
+            storage.set_study_system_attr(found, "study:metric_names", [self._study.identity["objective"]])
             storage.set_study_user_attr(found, KEY, key)  # the last: a study without it is begun again
         return found
 
@@ -147,7 +147,7 @@ class OptunaStorage:
             return
         for epoch in snapshot.epochs:
             if epoch.number not in mirrored.epochs:
-                storage.set_trial_intermediate_value(mirrored.id, epoch.number, _objective(epoch.metrics))
+                storage.set_trial_intermediate_value(mirrored.id, epoch.number, _value(snapshot.trial, epoch))
                 mirrored.epochs.add(epoch.number)
         if trial.state.finished:
             storage.set_trial_state_values(mirrored.id, *_outcome(trial))
@@ -198,7 +198,7 @@ def _freeze(study: Study, snapshot: Snapshot) -> FrozenTrial:
         distributions={name: searched[name] for name in params},
         user_attrs={NUMBER: trial.number, "config": trial.config},
         system_attrs={},
-        intermediate_values={epoch.number: _objective(epoch.metrics) for epoch in snapshot.epochs},
+        intermediate_values={epoch.number: _value(snapshot.trial, epoch) for epoch in snapshot.epochs},
     )
 
 
@@ -217,8 +217,8 @@ def _fits(searched: BaseDistribution, value: Any) -> bool:
         return False
 
 
-def _objective(metrics: Mapping[str, Any]) -> float:
-    value = metrics.get(OBJECTIVE)
+def _value(trial: Trial, epoch: Epoch) -> float:
+    value = epoch.metrics.get(objective_of(trial.config))
     return float("nan") if value is None else float(value)
 
 

@@ -23,6 +23,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import study_key
 from orchestrator.tables import State
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -175,7 +176,7 @@ def _end(trial: Trial) -> Any:
     event = _session(metadata.SESSION_END_INFO_TAG, ended_at, session_end_info=info)
     if trial.value is not None:
         event.step = trial.best_epoch or 0
-        event.summary.value.append(Summary.Value(tag="best_val_accuracy", simple_value=trial.value))
+        event.summary.value.append(Summary.Value(tag=f"best_{objective_of(trial.config)}", simple_value=trial.value))
     return event
 
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.data import cache, splits
+from recipes.data import cache, describe, splits
 from recipes.data.cache import cache_folder
 from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Source, Split, UnknownDataError
 
@@ -80,12 +80,14 @@ def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
 
     arrays = _arrays(config)
     indices = splits.split(arrays.about, config.split_seed)
+    info = describe.info(arrays, indices[0])
+    labels = describe.standardised(arrays.about.labels, info)
     train, val, test = (
-        Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(arrays.about.labels[index]))
+        Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(labels[index]))
         for index in indices
     )
     return Dataset(
-        info=_describe(arrays, indices[0]),
+        info=info,
         train=train,
         val=val,
         test=test,
@@ -103,10 +105,12 @@ def _source(config: DatasetConfig) -> Source:
     """What the data set is read from; each kind is imported when it is asked for."""
     from recipes.data import csv_file, digits, folder, installed, pictures, torchvision_sets
 
-    if config.data.startswith(FOLDER):
-        return folder.source(config, config.data.removeprefix(FOLDER))
     if config.data.startswith(CSV):
         return csv_file.source(config, config.data.removeprefix(CSV))
+    if config.task != "classification":
+        raise DataError(f"data {config.data!r} has one class an image; task={config.task} is for {CSV}PATH")
+    if config.data.startswith(FOLDER):
+        return folder.source(config, config.data.removeprefix(FOLDER))
     if config.data in TORCHVISION:
         return torchvision_sets.source(config)
     if config.data == "digits":
@@ -116,34 +120,13 @@ def _source(config: DatasetConfig) -> Source:
     raise UnknownDataError(config.data, names())
 
 
-def _describe(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:
-    _, channels, height, width = arrays.images.shape
-    # A channel at a time, in counts of its 256 levels: whole data sets as float64 would be eight times their size.
-    moments = [_mean_and_std(arrays.images[train, channel]) for channel in range(channels)]
-    return ImageInfo(
-        channels=channels,
-        height=height,
-        width=width,
-        num_classes=len(arrays.about.class_names),
-        class_names=arrays.about.class_names,
-        mean=tuple(mean for mean, _ in moments),
-        std=tuple(std for _, std in moments),
-    )
-
-
-def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Of pixels `(N, H, W)`, from 0 to 1."""
-    counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in np.array_split(pixels, len(pixels) // 1024 + 1))
-    levels, total = np.arange(256) / 255, pixels.size
-    mean = float(counts @ levels / total)
-    variance = float(counts @ (levels - mean) ** 2 / total)
-    # A channel of one value has no spread to divide by; one grey level does no harm.
-    return mean, max(variance**0.5, 1 / 255)
-
-
 def _data_fingerprint(arrays: Arrays) -> str:
-    header = repr((arrays.images.shape, arrays.about.class_names)).encode()
-    return _sha256(header, arrays.images, arrays.about.labels.astype("<i8"))
+    about = arrays.about
+    header: list[object] = [arrays.images.shape, about.class_names]
+    if about.task != "classification" or about.columns:
+        header += [about.task, tuple((column.name, column.categories) for column in about.columns)]
+    kind = "<i8" if about.task == "classification" else "<f4"
+    return _sha256(repr(tuple(header)).encode(), arrays.images, about.labels.astype(kind))
 
 
 def _split_fingerprint(indices: tuple[NDArray[np.int64], ...]) -> str:

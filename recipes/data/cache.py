@@ -11,13 +11,14 @@ import os
 import re
 import tempfile
 import zipfile
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
 from recipes.config import DatasetConfig
-from recipes.data.types import Arrays, DataError, Labels
+from recipes.data.types import Arrays, DataError, Labels, columns_from_json, task_from
 
 if TYPE_CHECKING:
     from recipes.data.types import Source
@@ -99,6 +100,8 @@ def _read(path: Path, key: str) -> Arrays | None:
                 labels=file["labels"],
                 class_names=tuple(file["class_names"].tolist()),
                 parts=file.get("parts"),
+                task=task_from(str(file["task"])),
+                columns=columns_from_json(json.loads(str(file["columns"]))),
             )
             warning = str(file["warning"]) if "warning" in file else ""
             return Arrays(images=file["images"], about=about, warning=warning)
@@ -116,7 +119,9 @@ def _write(path: Path, arrays: Arrays, key: str) -> None:
         "labels": about.labels,
         "class_names": np.array(about.class_names, dtype=str),
     }
+    columns = json.dumps([asdict(column) for column in about.columns])
     found |= {"key": np.array(key), "warning": np.array(arrays.warning)}
+    found |= {"task": np.array(about.task), "columns": np.array(columns)}
     if about.parts is not None:
         found["parts"] = about.parts
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:

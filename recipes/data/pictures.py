@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
-from recipes.data.splits import limited, split
+from recipes.data.splits import divisible, limited
 from recipes.data.types import Arrays, DataError, Labels
 
 if TYPE_CHECKING:
@@ -53,7 +53,7 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
         raise DataError(f"data {config.data!r}: there is no image")
     _check_sizes([files[index] for index in kept], pictures, root)
     warning = f"{told}; they are left out" if told else ""
-    return _divisible(Arrays(images=_stacked(pictures), about=about.take(kept), warning=warning), config)
+    return divisible(Arrays(images=_stacked(pictures), about=about.take(kept), warning=warning), config)
 
 
 def fitted(read_all: Callable[[], Arrays], config: DatasetConfig) -> Arrays:
@@ -67,16 +67,7 @@ def fitted(read_all: Callable[[], Arrays], config: DatasetConfig) -> Arrays:
     images = whole.images[chosen]
     if size and images.shape[2:] != (size, size):
         images = np.stack([_resized(image, size) for image in images])
-    return _divisible(Arrays(images=images, about=whole.about.take(chosen)), config)
-
-
-def _divisible(arrays: Arrays, config: DatasetConfig) -> Arrays:
-    """The same, if they can be split: else they are told of before they are kept."""
-    try:
-        split(arrays.about, config.split_seed)
-    except DataError as error:
-        raise DataError(f"data {config.data!r}: {error}") from error
-    return arrays
+    return divisible(Arrays(images=images, about=whole.about.take(chosen)), config)
 
 
 def flattened(image: Image.Image) -> Image.Image:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import difflib
 from dataclasses import asdict, dataclass, field, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping
@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+Task = Literal["classification", "multilabel", "regression"]
 TRAIN, VAL, TEST = range(3)
 PART_NAMES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
 
@@ -36,8 +37,44 @@ def nearest(name: str, known: Iterable[str]) -> str:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Column:
+    """A column of a table: numbers with their mean and spread in the training split, or categories, told by number.
+
+    `has_gaps` says that values are missing there, which a model may make something of.
+    """
+
+    name: str
+    categories: tuple[str, ...] = ()
+    mean: float = 0.0
+    std: float = 1.0
+    has_gaps: bool = False
+
+
+def task_from(name: str) -> Task:
+    """The task of that name, as a file has it.
+
+    Raises:
+        ValueError: there is none.
+    """
+    for task in get_args(Task):
+        if name == task:
+            return task  # type: ignore[no-any-return]
+    raise ValueError(f"there is no task {name!r}")
+
+
+def columns_from_json(values: Iterable[Mapping[str, Any]]) -> tuple[Column, ...]:
+    """The inverse of `asdict` on each."""
+    return tuple(Column(**{**column, "categories": tuple(column["categories"])}) for column in values)
+
+
+@dataclass(frozen=True, kw_only=True)
 class ImageInfo:
-    """What a model must know of its images; `mean` and `std` are a channel's, of the training split, from 0 to 1."""
+    """What a model must know of its images; `mean` and `std` are a channel's, of the training split, from 0 to 1.
+
+    `num_classes` is the number of a model's outputs: classes, labels, or numbers, as the `task` says. Of numbers
+    `target_mean` and `target_std` are those of the training split, by which they are brought to mean 0 and spread 1.
+    A table has `columns`; its rows count as images of one channel, one pixel high.
+    """
 
     channels: int
     height: int
@@ -46,6 +83,10 @@ class ImageInfo:
     class_names: tuple[str, ...]
     mean: tuple[float, ...]
     std: tuple[float, ...]
+    task: Task = "classification"
+    target_mean: tuple[float, ...] = ()
+    target_std: tuple[float, ...] = ()
+    columns: tuple[Column, ...] = ()
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values, for storage beside weights."""
@@ -55,12 +96,15 @@ class ImageInfo:
     def from_json(cls, values: Mapping[str, Any]) -> ImageInfo:
         """The inverse of `to_json`."""
         plain: dict[str, Any] = {key: tuple(item) if isinstance(item, list) else item for key, item in values.items()}
-        return cls(**plain)
+        return cls(**{**plain, "columns": columns_from_json(values.get("columns", ()))})
 
 
 @dataclass(frozen=True, kw_only=True)
 class Split:
-    """Images `(N, C, H, W)` uint8, or features `(N, ...)` float that need no more preparation; labels `(N,)` int64."""
+    """Images `(N, C, H, W)` uint8, or features `(N, ...)` float that need no more preparation; what they should give.
+
+    Labels are classes `(N,)` int64, or float32 `(N, K)`: 0 and 1, or numbers of mean 0 and spread 1.
+    """
 
     images: torch.Tensor
     labels: torch.Tensor
@@ -88,15 +132,19 @@ class Dataset:
 
 @dataclass(frozen=True, kw_only=True)
 class Labels:
-    """What is known of N images before one is opened: labels `(N,)` int64, and the splits a data set comes with.
+    """What is known of N images before one is opened: their labels, and the splits a data set comes with.
 
+    Labels are classes `(N,)` int64, or float32 `(N, K)` for K labels, 0 or 1, or K numbers; `class_names` are the
+    names of the classes, the labels or the numbers. `columns` are those of a table, without mean and spread.
     `parts` `(N,)` int8 is the split of each image, where the data set says so itself; a val or test that it lacks is
     cut from its train. None: it says nothing.
     """
 
-    labels: NDArray[np.int64]
+    labels: NDArray[np.int64] | NDArray[np.float32]
     class_names: tuple[str, ...]
     parts: NDArray[np.int8] | None = None
+    task: Task = "classification"
+    columns: tuple[Column, ...] = ()
 
     def take(self, index: NDArray[np.int64]) -> Labels:
         """Those of some images."""
@@ -105,9 +153,12 @@ class Labels:
 
 @dataclass(frozen=True, kw_only=True)
 class Arrays:
-    """A whole data set: images `(N, C, H, W)` uint8, what they are, and what its owner should be told whenever used."""
+    """A whole data set: images `(N, C, H, W)` uint8, what they are, and what its owner should be told whenever used.
 
-    images: NDArray[np.uint8]
+    In place of images a table has rows `(N, F)` float32: numbers, NaN where one is missing, and numbers of categories.
+    """
+
+    images: NDArray[np.uint8] | NDArray[np.float32]
     about: Labels
     warning: str = ""
 

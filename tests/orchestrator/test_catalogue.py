@@ -40,7 +40,7 @@ def here(tmp_path, monkeypatch):
 def test_every_recipe_is_listed_with_what_it_is():
     rows = {row["recipe"]: row for row in catalogue.rows()}
     assert list(rows) == recipes.names()
-    assert rows["mlp"]["about"] == "A multilayer perceptron on the pixels of an image."
+    assert rows["mlp"]["about"] == "A multilayer perceptron on the pixels of an image, or on the columns of a table."
     assert all(Path(row["file"]).is_file() and row["about"].endswith(".") for row in rows.values())
 
 

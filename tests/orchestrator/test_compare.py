@@ -40,11 +40,11 @@ def epochs(*pairs, seconds=0.5):
     ids=["accuracy first", "then lower loss", "then the earlier"],
 )
 def test_best_epoch_is_chosen_by_accuracy_then_loss_then_age(pairs, best):
-    assert compare.best_epoch(epochs(*pairs)).number == best
+    assert compare.best_epoch(epochs(*pairs), "val_accuracy").number == best
 
 
 def test_best_epoch_of_none_is_none():
-    assert compare.best_epoch([]) is None
+    assert compare.best_epoch([], "val_accuracy") is None
 
 
 def test_ranked_are_the_complete_trials_by_value_then_loss_then_number():
@@ -76,6 +76,7 @@ def test_row_holds_what_the_record_says_and_is_json():
     assert json.loads(json.dumps(rows)) == [
         {
             "trial": 2,
+            "objective": "val_accuracy",
             "value": 0.9,
             "params": {"lr": 0.2},
             "epochs": 2,
@@ -87,6 +88,7 @@ def test_row_holds_what_the_record_says_and_is_json():
         },
         {
             "trial": 3,
+            "objective": "val_accuracy",
             "value": None,
             "params": {"lr": 0.1},
             "epochs": 0,
@@ -118,7 +120,7 @@ def test_status_counts_every_state_and_names_the_best():
         "total": 50,
         "states": {"waiting": 0, "running": 1, "paused": 0, "complete": 2, "pruned": 1, "failed": 0},
         "epochs_trained": 4,
-        "best": {"trial": 1, "value": 0.9, "params": {"lr": 2}, "run_id": "run"},
+        "best": {"trial": 1, "objective": "val_accuracy", "value": 0.9, "params": {"lr": 2}, "run_id": "run"},
     }
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy.stats import binomtest
 
-from orchestrator.gates import SIGNIFICANCE, Gate, compare_answers, mcnemar, num_shared
+from orchestrator.gates import SIGNIFICANCE, Gate, compare_answers, compare_errors, mcnemar, num_shared
 
 
 @pytest.mark.parametrize(("num_worse", "num_better"), [(0, 0), (1, 0), (0, 7), (5, 5), (9, 1), (40, 21), (300, 260)])
@@ -53,3 +53,19 @@ def test_num_shared_counts_pictures_that_another_set_holds() -> None:
     pictures = np.arange(5 * 4, dtype=np.uint8).reshape(5, 1, 2, 2)
     assert num_shared(pictures, []) == 0
     assert num_shared(pictures, [pictures[3:] + 100, pictures[1:3]]) == 2
+
+
+def test_a_candidate_that_is_further_off_is_named_by_both_errors() -> None:
+    champion = np.linspace(0, 1, 20)
+    error, p = compare_errors(champion, champion + 0.1)
+    assert error.to_json() == pytest.approx({"name": "test_error", "figure": 0.6, "limit": 0.5, "passed": False})
+    assert p.figure == pytest.approx(2**-20)
+    assert all(gate.passed for gate in compare_errors(champion, champion))
+
+
+def test_a_candidate_with_one_great_error_less_may_be_worse_on_most_images() -> None:
+    champion = np.array([100.0, *np.zeros(10)])
+    error, p = compare_errors(champion, np.ones(11))
+    assert error.passed
+    assert p.name == "sign_test_p"
+    assert not p.passed

@@ -15,7 +15,9 @@ from PIL import Image
 from orchestrator.errors import UsageError
 from orchestrator.inference import MAX_PIXELS, Model, decode, image_files
 from recipes.data import ImageInfo
+from recipes.data.types import Column
 from recipes.export import export_onnx
+from tests.support.infos import info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -67,9 +69,9 @@ def test_files_of_many_kinds_and_sizes_are_classified_in_order(files, tmp_path, 
         picture(tmp_path, "f.png", 127, (9, 7), "P"),
     ]
     paths *= 20  # more than a batch
-    found = list(Model(files[channels]).classify(paths))
-    assert [prediction.path for prediction in found] == [str(path) for path in paths]
-    assert [prediction.class_name for prediction in found] == [
+    found = list(Model(files[channels]).predict(paths))
+    assert [prediction["path"] for prediction in found] == [str(path) for path in paths]
+    assert [prediction["class"] for prediction in found] == [
         "dark",
         "bright",
         "medium",
@@ -77,8 +79,8 @@ def test_files_of_many_kinds_and_sizes_are_classified_in_order(files, tmp_path, 
         "dark",
         "medium",
     ] * 20
-    assert found[0].to_json() == {"path": str(paths[0]), "class": "dark", "probability": found[0].probability}
-    assert 0.9 < found[0].probability <= 1
+    assert found[0] == {"path": str(paths[0]), "class": "dark", "probability": found[0]["probability"]}
+    assert 0.9 < found[0]["probability"] <= 1
 
 
 def test_sixteen_bit_grey_is_scaled_not_clipped(tmp_path):
@@ -150,16 +152,16 @@ def test_what_is_no_file_is_one_line_that_names_it(tmp_path):
 def test_pictures_of_another_type_or_shape_are_told_what_is_expected(files):
     model = Model(files[3])
     with pytest.raises(UsageError, match=r"takes pictures uint8 \(N, H, W, 3\); found float32 \(2, 8, 8, 3\)"):
-        model.logits(np.zeros((2, 8, 8, 3), np.float32))
+        model.answers(np.zeros((2, 8, 8, 3), np.float32))
     with pytest.raises(UsageError, match=r"found uint8 \(2, 8, 8, 1\)"):
-        model.logits(np.zeros((2, 8, 8, 1), np.uint8))
+        model.answers(np.zeros((2, 8, 8, 1), np.uint8))
 
 
 def test_logits_do_not_depend_on_how_many_come_at_once(files):
     model = Model(files[1])
     pictures = np.random.default_rng(0).integers(0, 256, (150, 8, 8, 1), np.uint8)
-    alone = np.concatenate([model.logits(picture[None]) for picture in pictures])
-    np.testing.assert_allclose(model.logits(pictures), alone, atol=1e-5)
+    alone = np.concatenate([model.answers(picture[None]) for picture in pictures])
+    np.testing.assert_allclose(model.answers(pictures), alone, atol=1e-5)
 
 
 def test_what_is_no_model_is_one_line_that_names_it(files, tmp_path):
@@ -198,16 +200,16 @@ def test_many_files_are_classified_in_order_batch_after_batch(files, tmp_path):
     paths = [picture(tmp_path, f"{number:03}.png", level) for number, level in enumerate(levels)]
     paths[70].write_text("no image")
     told = []
-    found = list(Model(files[1]).classify(paths, told.append))
+    found = list(Model(files[1]).predict(paths, told.append))
     expected = [(str(path), NAMES[level // 127]) for path, level in zip(paths, levels, strict=True)]
-    assert [(each.path, each.class_name) for each in found] == expected[:70] + expected[71:]
+    assert [(each["path"], each["class"]) for each in found] == expected[:70] + expected[71:]
     assert [str(paths[70]) in str(error) for error in told] == [True]
 
 
 def test_files_that_are_all_bad_leave_nothing(files, tmp_path):
     paths = [tmp_path / f"{number}.png" for number in range(3)]
     told = []
-    assert list(Model(files[1]).classify(paths, told.append)) == []
+    assert list(Model(files[1]).predict(paths, told.append)) == []
     assert len(told) == 3
 
 
@@ -222,3 +224,68 @@ def test_images_of_a_folder_are_found_by_their_names_and_sorted(tmp_path):
 def test_folder_without_images_is_named(tmp_path):
     with pytest.raises(UsageError, match=f"{tmp_path.name} has no files that are called"):
         image_files([tmp_path])
+
+
+def test_labels_and_numbers_are_told_by_name(tmp_path):
+    path = picture(tmp_path, "a.png", 250)
+    scale = {"target_mean": (10.0, 0.0, 0.0), "target_std": (2.0, 1.0, 1.0)}
+    for task, changed in (("multilabel", {}), ("regression", scale)):
+        export_onnx(Brightness(), info(NAMES, std=(0.25,), task=task, **changed), tmp_path / f"{task}.onnx", {})
+    labels = Model(tmp_path / "multilabel.onnx")
+    (found,) = labels.predict([path])
+    assert found == {
+        "path": str(path),
+        "labels": "bright",
+        "probability_dark": pytest.approx(0.0, abs=1e-3),
+        "probability_medium": pytest.approx(0.28, abs=0.01),
+        "probability_bright": pytest.approx(1.0, abs=1e-3),
+    }
+    assert list(found) == list(labels.kinds)
+    numbers = Model(tmp_path / "regression.onnx")
+    (found,) = numbers.predict([path])
+    mean = (250 / 255 - 0.5) / 0.25
+    assert found == {
+        "path": str(path),
+        "dark": pytest.approx(10 - 8 * mean, rel=1e-4),
+        "medium": pytest.approx(1 - mean, rel=1e-4),
+        "bright": pytest.approx(4 * mean, rel=1e-4),
+    }
+    assert list(found) == list(numbers.kinds)
+
+
+@pytest.fixture(scope="module")
+def sums(tmp_path_factory) -> Path:
+    """A model on a table, which adds up its columns."""
+    columns = (Column(name="x"), Column(name="kind", categories=("a", "b")))
+    about = info("s", height=1, width=2, columns=columns, task="regression", target_mean=(0.0,), target_std=(1.0,))
+    path = tmp_path_factory.mktemp("onnx") / "sums.onnx"
+    export_onnx(Sums(), about, path, {})
+    return path
+
+
+class Sums(torch.nn.Module):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x.nan_to_num(100.0).sum(1, keepdim=True)
+
+
+def test_rows_of_tables_are_told_by_file_and_number(sums, tmp_path):
+    (tmp_path / "t.csv").write_text("kind,note,x\nb,hi,1.5\na,,2\n?,,\n")
+    found = list(Model(sums).predict_rows([tmp_path / "t.csv"]))
+    assert [(row["row"], row["s"]) for row in found] == [(1, 2.5), (2, 2.0), (3, 200.0)]
+    assert list(found[0]) == list(Model(sums).kinds) == ["path", "row", "s"]
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("x,note\n1,2\n", "column 'kind' is missing; there are x, note"), ("x,kind\n", "has no rows"), (None, "t.csv")],
+)
+def test_table_without_the_columns_is_one_line(sums, tmp_path, text, message):
+    if text:
+        (tmp_path / "t.csv").write_text(text)
+    with pytest.raises(UsageError, match=message):
+        list(Model(sums).predict_rows([tmp_path / "t.csv"]))
+
+
+def test_rows_of_another_width_or_type_are_refused(sums):
+    with pytest.raises(UsageError, match=r"takes rows float32 \(N, 2\); found float32 \(3, 4\)"):
+        Model(sums).answers(np.zeros((3, 4), np.float32))

@@ -8,6 +8,7 @@ import pytest
 from orchestrator import predictions
 from orchestrator.errors import UsageError
 
+KINDS = {"path": str, "class": str, "probability": float}
 ROWS = [
     {"path": 'a, "b"\n.png', "class": "é", "probability": 0.1234567890123},
     {"path": "<b>.png", "class": "7", "probability": 1.0},
@@ -16,7 +17,7 @@ ROWS = [
 
 @pytest.mark.parametrize("rows", [ROWS, []], ids=["rows", "none"])
 def test_csv_holds_what_was_written(tmp_path, rows):
-    predictions.write(rows, tmp_path / "p.csv")
+    predictions.write(predictions.Predictions(kinds=KINDS, rows=rows), tmp_path / "p.csv")
     with (tmp_path / "p.csv").open(newline="", encoding="utf-8") as file:
         read = list(csv.DictReader(file))
     assert [{**row, "probability": float(row["probability"])} for row in read] == rows
@@ -25,7 +26,7 @@ def test_csv_holds_what_was_written(tmp_path, rows):
 
 @pytest.mark.parametrize("rows", [ROWS, []], ids=["rows", "none"])
 def test_parquet_holds_what_was_written(tmp_path, rows):
-    predictions.write(rows, tmp_path / "p.parquet")
+    predictions.write(predictions.Predictions(kinds=KINDS, rows=rows), tmp_path / "p.parquet")
     table = pq.read_table(tmp_path / "p.parquet")
     assert table.to_pylist() == rows
     assert [str(kind) for kind in table.schema.types] == ["string", "string", "double"]

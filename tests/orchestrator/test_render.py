@@ -18,6 +18,7 @@ HOSTILE = ["<script>alert(1)</script>", "[bold red]x[/bold red]", "[/]", ":smile
 def row(trial, value=0.5, reason=None, **params):
     return {
         "trial": trial,
+        "objective": "val_accuracy",
         "value": value,
         "params": params,
         "epochs": 3,
@@ -53,7 +54,7 @@ def test_long_leaderboard_says_how_many_it_leaves_out(capsys):
 
 def test_leaderboard_of_no_trials_is_only_its_head(capsys):
     render.show_leaderboard([])
-    assert table(capsys) == [["trial", "val_accuracy", "epochs", "seconds", "state"]]
+    assert table(capsys) == [["trial", "value", "epochs", "seconds", "state"]]
 
 
 def test_table_in_a_pipe_is_never_cut(capsys):
@@ -98,7 +99,8 @@ def test_leaderboard_wider_than_the_terminal_puts_parameters_into_one_column():
     code = (
         "from orchestrator import render\n"
         "params = {f'parameter_{n}': n / 7 for n in range(12)}\n"
-        "row = {'trial': 1, 'value': .5, 'epochs': 3, 'seconds': 1.0, 'state': 'complete', 'reason': None}\n"
+        "row = {'trial': 1, 'objective': 'val_accuracy', 'value': .5, 'epochs': 3, 'seconds': 1.0}\n"
+        "row |= {'state': 'complete', 'reason': None}\n"
         "render.show_leaderboard([{**row, 'params': params}])\n"
     )
     ours, theirs = pty.openpty()

@@ -407,7 +407,7 @@ def test_deleted_study_leaves_nothing_but_its_promotions(record):
     gone = fill("gone")
     promotion = dict.fromkeys(("model", "kind", "to_version", "study", "run_id", "sha256", "who"), "gone")
     with record.write() as session:
-        session.add(Promotion(**promotion, trial=0, test_accuracy=1.0, gates=[], recorded_at=1.0))
+        session.add(Promotion(**promotion, trial=0, test_score=1.0, gates=[], recorded_at=1.0))
     record.delete_study(LEASE, gone.id)
     assert rows(record, Promotion) == 1
     assert {**contents(record), "promotions": []} == before

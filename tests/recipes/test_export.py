@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -11,12 +12,14 @@ import torch
 from torch import Tensor, nn
 
 import recipes
-from recipes import data, export
+from recipes import data, export, mlp
 from recipes.config import DatasetConfig, make
 from recipes.data import ImageInfo
+from recipes.data.types import Column
 from recipes.export import Deployed, ExportError, check_one_file, export_onnx, parity
 from recipes.loop import Attempt
 from recipes.model_file import restore_model
+from tests.support.infos import info
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -231,3 +234,37 @@ def test_whole_file_is_accepted_and_a_broken_one_is_named(tmp_path, linear):
             check_one_file(path)
     with pytest.raises(ExportError, match="missing is not an ONNX file"):
         check_one_file(tmp_path / "missing")
+
+
+def test_numbers_leave_in_their_own_units(tmp_path):
+    about = replace(RGB, task="regression", target_mean=(100.0, -5.0), target_std=(20.0, 0.5))
+    model, path = Linear(about), tmp_path / "m.onnx"
+    export_onnx(model, about, path, {})
+    (values,) = export.Session(path)(np.zeros((1, 6, 10, 3), np.uint8))
+    black = torch.tensor([(0 - m) / s for m, s in zip(about.mean, about.std, strict=True)])
+    expected = model(black.view(1, 3, 1, 1).expand(1, 3, 6, 10)) * torch.tensor([20.0, 0.5]) + torch.tensor([100.0, -5])
+    np.testing.assert_allclose(values, expected.detach().numpy(), rtol=1e-5)
+    pictures = np.random.default_rng(0).integers(0, 256, (4, 6, 10, 3), np.uint8)
+    assert parity(model, about, path, pictures) < LIMIT
+
+
+def test_labels_leave_with_a_probability_each(tmp_path):
+    about, path = replace(RGB, task="multilabel"), tmp_path / "m.onnx"
+    export_onnx(Linear(about), about, path, {})
+    logits, probabilities = export.Session(path)(np.zeros((1, 6, 10, 3), np.uint8))
+    np.testing.assert_allclose(probabilities, 1 / (1 + np.exp(-logits)), rtol=1e-5)
+
+
+def test_table_leaves_with_its_columns_and_takes_rows_with_gaps(tmp_path):
+    columns = (Column(name="x", mean=3.0, std=2.0, has_gaps=True), Column(name="c", categories=("a", "b", "c")))
+    about, path = info(["no", "yes"], height=1, width=2, columns=columns), tmp_path / "m.onnx"
+    model = mlp.build_model(make(mlp.Config, {"width": 8}), about).eval()
+    export_onnx(model, about, path, {})
+    told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    assert json.loads(told["columns"]) == [
+        {"name": "x", "categories": []},
+        {"name": "c", "categories": ["a", "b", "c"]},
+    ]
+    rows = np.array([[1.0, 0.0], [np.nan, 2.0], [5.0, np.nan]], np.float32)
+    assert parity(model, about, path, rows) < LIMIT
+    assert len({row.tobytes() for row in export.Session(path)(rows)[0]}) == 3

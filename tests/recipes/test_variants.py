@@ -39,7 +39,7 @@ def exported(request, tmp_path_factory):
     model = recipe.module.build_model(make(recipe.config_type, SMALL[request.param]), dataset.info).eval()
     path = tmp_path_factory.mktemp("onnx") / "model.onnx"
     export_onnx(model, dataset.info, path, {"study": "s"})
-    expected = metrics.logits_of(model, dataset.val, dataset.info).numpy()
+    expected = metrics.outputs_of(model, dataset.val, dataset.info).numpy()
     return Exported(model, dataset.info, dataset.val.images, path, expected)
 
 
@@ -49,7 +49,7 @@ def test_converted_file_is_smaller_one_file_and_nearly_the_same(exported, tmp_pa
     write(exported.onnx, path)
     check_one_file(path)
     assert path.stat().st_size < 0.8 * exported.onnx.stat().st_size
-    found = variants.logits_of(variants.opened(path), exported.images)
+    found = variants.answers_of(variants.opened(path), exported.images)
     difference = np.abs(found - exported.expected).max()
     assert 0 < difference < tolerance * np.abs(exported.expected).max()
     assert [file.name for file in tmp_path.iterdir()] == ["made.onnx"]
@@ -60,7 +60,7 @@ def test_converted_file_keeps_its_names_and_takes_any_batch_and_size(exported, t
     path = tmp_path / "made.onnx"
     write(exported.onnx, path)
     told = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
-    assert told == {"study": "s", "class_names": json.dumps(exported.info.class_names)}
+    assert told == {"study": "s", "task": "classification", "class_names": json.dumps(exported.info.class_names)}
     run = variants.opened(path)
     for shape in ((1, 8, 8, 1), (5, 20, 13, 1)):
         assert run(np.zeros(shape, np.uint8)).shape == (shape[0], 10)
@@ -77,7 +77,7 @@ def test_program_of_torch_gives_what_the_model_gives(exported, tmp_path):
     path = tmp_path / "model.pt2"
     variants.write_program(exported.model, exported.info, path)
     run = variants.opened(path)
-    np.testing.assert_allclose(variants.logits_of(run, exported.images), exported.expected, atol=1e-5)
+    np.testing.assert_allclose(variants.answers_of(run, exported.images), exported.expected, atol=1e-5)
     assert run(np.zeros((3, 20, 13, 1), np.uint8)).shape == (3, 10)
 
 

@@ -82,7 +82,7 @@ def _add_trial(
     assert isinstance(ended, TrialEnded), ended
     rows = [_epoch(trial, event) for event in epochs]
     record.add_epochs(lease, trial, rows)
-    best = compare.best_epoch(rows)
+    best = compare.best_epoch(rows, "val_accuracy")
     assert best is not None
     record.end_attempt(
         lease,

@@ -9,7 +9,7 @@ import torch
 
 from recipes import data
 from recipes.config import DatasetConfig
-from recipes.data import ImageInfo, UnknownDataError, cache, digits, splits
+from recipes.data import ImageInfo, UnknownDataError, cache, describe, digits, splits
 from recipes.data.types import Arrays, Labels
 
 # Studies are refused on another split of theirs, so these may never change.
@@ -139,7 +139,7 @@ def test_mean_and_std_are_those_of_the_training_split():
 def test_constant_channel_has_a_spread_to_divide_by():
     about = Labels(labels=np.array([0, 1]), class_names=("a", "b"))
     arrays = Arrays(images=np.zeros((2, 1, 2, 2), np.uint8), about=about)
-    assert data._describe(arrays, np.array([0, 1])).std == (1 / 255,)
+    assert describe.info(arrays, np.array([0, 1])).std == (1 / 255,)
 
 
 def test_image_info_survives_json():
