@@ -434,7 +434,7 @@ def _show_promoted(promoted: Any) -> None:
     verb = "is already" if promoted.already else "is now"
     name = f"{promoted.model} version {promoted.version}"
     print(f"{name} {verb} @{promoted.alias}: {promoted.metric} {promoted.score:.4f}")
-    print(f"use it:  orch predict models:/{promoted.model}@{promoted.alias} IMAGE…")
+    print(f"use it:  orch predict models:/{promoted.model}@{promoted.alias} FILE…")
 
 
 def _settings() -> Settings:
