@@ -143,7 +143,20 @@ class FitConfig(Part):
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, order, augmentation and dropout")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="arithmetic on CUDA; elsewhere fp32")
+    compile: bool = Field(
+        False, description="compile the model by torch.compile: a slow first epoch, and other rounding than without"
+    )
+    activation_checkpointing: bool = Field(
+        False,
+        description="keep less of the forward pass and compute it again: less memory, more time, same numbers",
+    )
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
+
+    @model_validator(mode="after")
+    def _is_compiled_or_computed_again(self) -> Self:
+        if self.compile and self.activation_checkpointing:
+            raise ValueError("compile=true decides itself what to compute again; leave activation_checkpointing out")
+        return self
 
 
 class TrainConfig(Protocol):

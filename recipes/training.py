@@ -18,6 +18,7 @@ from recipes.augment import Batches
 from recipes.config import OBJECTIVES
 from recipes.device import allow_tf32, random_states, set_random_states
 from recipes.flops import size
+from recipes.recompute import recompute
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -48,6 +49,11 @@ class Training:
         self._model = model.to(device).to(memory_format=layout)
         self._optimizer = optim.build(config.optim, model)
         self._average = optim.WeightAverage(model, config.optim.ema) if config.optim.ema else None
+        # After the average has its copy, which is only evaluated.
+        if config.fit.activation_checkpointing:
+            recompute(self._model)
+        if config.fit.compile:
+            self._model.compile()
         precision = config.fit.precision if device.type == "cuda" else "fp32"
         if device.type == "cuda":
             allow_tf32(precision == "tf32")

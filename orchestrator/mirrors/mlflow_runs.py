@@ -291,7 +291,7 @@ class MlflowRuns:
         )
         with self._record.read() as session:
             ended = session.execute(query).all()
-        best_name = f"best_{study.identity['objective']}"
+        best_name = f"best_{objective_of(study.spec.get('fixed', {}))}"
         if self._best_step is None:
             history = self._client.get_metric_history(parent.id, best_name)
             self._best_step = max((metric.step for metric in history), default=0)

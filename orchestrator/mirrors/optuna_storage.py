@@ -115,7 +115,9 @@ class OptunaStorage:
         if owner != key:
             storage.set_study_user_attr(found, "recipe", self._study.recipe)
             storage.set_study_user_attr(found, "data", self._study.data)
-            storage.set_study_system_attr(found, "study:metric_names", [self._study.identity["objective"]])
+            storage.set_study_system_attr(
+                found, "study:metric_names", [objective_of(self._study.spec.get("fixed", {}))]
+            )
             storage.set_study_user_attr(found, KEY, key)  # the last: a study without it is begun again
         return found
 

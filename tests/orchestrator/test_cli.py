@@ -237,7 +237,8 @@ def test_hostile_names_and_messages_stay_text_wherever_they_are_shown(recorded):
 
 
 def test_json_of_a_record_is_whole_and_alone(recorded):
-    best = {"trial": 0, "value": 0.503, "params": {"lr": 0.001, "width": 32, "optimizer": "sgd"}, "run_id": "ab12"}
+    params = {"lr": 0.001, "width": 32, "optimizer": "sgd"}
+    best = {"trial": 0, "objective": "val_accuracy", "value": 0.503, "params": params, "run_id": "ab12"}
     assert recorded.json("status") == {
         "study": NAME,
         "recipe": "cnn",

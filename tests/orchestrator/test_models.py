@@ -75,7 +75,7 @@ def write_digits(folder: Path, count: int) -> tuple[list[Path], list[str]]:
 
 def test_predict_names_class_and_probability_of_each_file(settings, tmp_path):
     paths, classes = write_digits(tmp_path, 100)
-    rows = predict(settings, CHAMPION, paths)
+    rows = predict(settings, CHAMPION, paths).rows
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert sum(row["class"] == label for row, label in zip(rows, classes, strict=True)) >= 95
     assert all(0.1 < row["probability"] <= 1 for row in rows)
@@ -95,7 +95,7 @@ def test_predict_takes_the_images_of_folders_and_leaves_out_what_is_told(setting
 
     with pytest.raises(UsageError, match=r"b\.png is not a whole"):
         predict(settings, CHAMPION, [tmp_path / "folder"])
-    rows = predict(settings, CHAMPION, [tmp_path / "folder"], on_bad=told.append, follow=follow)
+    rows = predict(settings, CHAMPION, [tmp_path / "folder"], on_bad=told.append, follow=follow).rows
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert len(told) == 1
     assert str(bad) in str(told[0])

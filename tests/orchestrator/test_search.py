@@ -22,7 +22,7 @@ LINE = {"x": Range(low=0.0, high=1.0)}
 
 
 def trial(number, params, state=State.COMPLETE, value=None, reason=None):
-    return Trial(number=number, params=params, state=state, value=value, reason=reason)
+    return Trial(number=number, params=params, config=params, state=state, value=value, reason=reason)
 
 
 def epochs(*values):
