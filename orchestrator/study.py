@@ -290,7 +290,8 @@ def _settings(
     recipe: recipes.Recipe, typed: Mapping[str, str], known: Mapping[str, FieldPath], *, single: bool
 ) -> tuple[dict[str, Any], Space]:
     """What the study file and then the command line say of each field."""
-    file = None if single else study_files.find(recipe.name)
+    data = overrides.split(typed["data"])[1] if "data" in typed else ""
+    file = None if single else study_files.find(recipe.name, data)
     told = study_files.read(file) if file else study_files.StudyFile()
     fixed, space = dict(told.fixed), dict(told.space)
     for key in [*fixed, *space]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -41,11 +42,16 @@ class StudyFile(Part):
     space: Space = Field(default_factory=dict)
 
 
-def find(recipe: str) -> Path | None:
-    """The study file of a recipe: in `studies/` of the current directory, else the one that is shipped."""
-    for folder in (Path("studies"), SHIPPED):
-        if (path := folder / f"{recipe}.yaml").is_file():
-            return path
+def find(recipe: str, data: str = "") -> Path | None:
+    """The study file of a recipe, for a data set if there is one: `cnn-cifar10.yaml`, else `cnn.yaml`.
+
+    Each is looked for in `studies/` of the current directory, then among those that are shipped.
+    """
+    names = [f"{recipe}-{data}.yaml", f"{recipe}.yaml"] if re.fullmatch(r"[\w.-]+", data) else [f"{recipe}.yaml"]
+    for name in names:
+        for folder in (Path("studies"), SHIPPED):
+            if (path := folder / name).is_file():
+                return path
     return None
 
 

@@ -66,8 +66,10 @@ class Pretrained:
     std: tuple[float, ...]
 
 
-def load(init: str, image_size: int) -> Pretrained:
+def load(init: str, image_size: int, *, trained: bool = True) -> Pretrained:
     """The network that `init` names, for images of `image_size` pixels a side unless it takes one size only.
+
+    Without `trained` its weights are drawn anew by its library, from torch's global generator.
 
     Raises:
         InitError: no such network, or no weights for it here; the message says which file to put where.
@@ -75,12 +77,12 @@ def load(init: str, image_size: int) -> Pretrained:
     """
     kind, _, name = init.partition(":")
     if init == "imagenet":
-        return _imagenet(image_size)
+        return _imagenet(image_size, trained)
     if kind == "timm":
-        return _timm(name, image_size)
+        return _timm(name, image_size, trained)
     if kind == "torchvision":
-        return _torchvision(name, image_size)
-    return _own(Path(init))
+        return _torchvision(name, image_size, trained)
+    return _own(Path(init), trained)
 
 
 def identity(init: str) -> str:
@@ -132,24 +134,31 @@ def timm_name(name: str) -> str:
     return f"blocks.{_BLOCKS[block]}.{layers[layer]}.{kind}"
 
 
-def _imagenet(image_size: int) -> Pretrained:
+def _imagenet(image_size: int, trained: bool) -> Pretrained:
     import timm
 
+    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
+    if trained:
+        network.load_state_dict(_imagenet_tensors(), strict=True)
+    return _of_timm(network, image_size)
+
+
+def _imagenet_tensors() -> dict[str, Tensor]:
     data = _read(Path(str(resources.files(IMAGENET_PACKAGE) / IMAGENET_FILE)))
     if _sha256(data) != IMAGENET_SHA256:
         raise InitError(f"init=imagenet: {IMAGENET_FILE} has SHA-256 {_sha256(data)}; reinstall {IMAGENET_PACKAGE}")
     tensors: Mapping[str, Tensor] = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    network = timm.create_model("tf_efficientnet_lite0", pretrained=False)
-    network.load_state_dict({timm_name(name): tensor for name, tensor in tensors.items()}, strict=True)
-    return _of_timm(network, image_size)
+    return {timm_name(name): tensor for name, tensor in tensors.items()}
 
 
-def _timm(name: str, image_size: int) -> Pretrained:
+def _timm(name: str, image_size: int, trained: bool) -> Pretrained:
     import huggingface_hub
     import timm
 
     if not timm.is_model(name):
         raise InitError(f"init=timm:{name}: timm has no such model{_nearest(name, timm.list_models())}")
+    if not trained:
+        return _of_timm(timm.create_model(name, pretrained=False), image_size)
     described = timm.get_pretrained_cfg(name)
     if described is None or not described.hf_hub_id:
         raise InitError(f"init=timm:{name}: timm has no weights for this model")
@@ -169,16 +178,17 @@ def _of_timm(network: nn.Module, image_size: int) -> Pretrained:
     return Pretrained(network=network, channels=channels, height=height, width=width, mean=mean, std=std)
 
 
-def _torchvision(name: str, image_size: int) -> Pretrained:
+def _torchvision(name: str, image_size: int, trained: bool) -> Pretrained:
     from torchvision import models  # type: ignore[import-untyped]
 
     names = models.list_models(module=models)
     if name not in names:
         raise InitError(f"init=torchvision:{name}: torchvision has no such model{_nearest(name, names)}")
     weights = models.get_model_weights(name).DEFAULT
-    file = _weights_file(f"torchvision:{name}", weights.url, Path(weights.url).name)
     network = models.get_model(name, weights=None)
-    network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
+    if trained:
+        file = _weights_file(f"torchvision:{name}", weights.url, Path(weights.url).name)
+        network.load_state_dict(torch.load(file, map_location="cpu", weights_only=True))
     size = getattr(network, "image_size", image_size)
     preset = weights.transforms()
     return Pretrained(
@@ -186,7 +196,11 @@ def _torchvision(name: str, image_size: int) -> Pretrained:
     )
 
 
-def _own(path: Path) -> Pretrained:
+def _own(path: Path, trained: bool) -> Pretrained:
+    if not trained:
+        raise InitError(
+            f"init={path} is nothing but weights; pretrained=false takes imagenet, timm:NAME, torchvision:NAME"
+        )
     metadata, _ = read_model(path)
     recipe = str(metadata.get("recipe"))
     if recipe.endswith(".py"):
@@ -241,8 +255,9 @@ class Backbone(nn.Module):
     network_mean: Tensor
     network_std: Tensor
 
-    def __init__(self, pretrained: Pretrained, features: Features, info: ImageInfo) -> None:
+    def __init__(self, pretrained: Pretrained, features: Features, info: ImageInfo, *, trained: bool = True) -> None:
         super().__init__()
+        self._is_trained = trained
         if pretrained.channels != info.channels and 1 not in (pretrained.channels, info.channels):
             raise InitError(f"a network for {pretrained.channels} channels can't see images of {info.channels}")
         self.network = pretrained.network
@@ -262,7 +277,7 @@ class Backbone(nn.Module):
     def train(self, mode: bool = True) -> Self:
         """As usual, but batch norms keep the statistics that they came with: few images would spoil them."""
         super().train(mode)
-        for module in self.network.modules():
+        for module in self.network.modules() if self._is_trained else ():
             if isinstance(module, nn.modules.batchnorm._BatchNorm):
                 module.eval()
         return self

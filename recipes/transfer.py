@@ -51,6 +51,7 @@ class ModelConfig(Part):
     input_size: int = Field(
         64, ge=64, le=1024, description="pixels a side that images are resized to, where the network takes any size"
     )
+    pretrained: bool = Field(True, description="false draws the network's weights anew, to see what they are worth")
     freeze: bool = Field(True, description="train the head alone; false trains the network as well")
     backbone_lr: float = Field(
         0.1, gt=0, le=1, description="learning rate of the network where freeze=false, as a share of lr"
@@ -82,6 +83,8 @@ class Config(Part):
 
     @model_validator(mode="after")
     def _frozen_features_stay(self) -> Self:
+        if self.model.freeze and not self.model.pretrained:
+            raise ValueError("pretrained=false needs freeze=false: there is nothing to keep in random weights")
         changes = self.augment.model_dump(exclude_defaults=True)
         if self.model.freeze and changes:
             asked = ", ".join(f"{name}={value}" for name, value in changes.items())
@@ -161,7 +164,7 @@ def check(config: Config) -> None:
         InitError: no such network, or no weights for it here; the message says which file to put where.
     """
     if config.model.init != "imagenet":  # whose weights came with the installation
-        load(config.model.init, config.model.input_size)
+        load(config.model.init, config.model.input_size, trained=config.model.pretrained)
 
 
 def build_model(config: Config, info: ImageInfo) -> Transfer:
@@ -177,6 +180,9 @@ def build_model(config: Config, info: ImageInfo) -> Transfer:
 
 def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:
     """Train as `config` says; yields after each epoch. What is saved of a frozen training is the head alone."""
+    if not config.model.pretrained:  # what random weights make of images says nothing of their mean and spread
+        yield from fit(config, build_model, attempt, recipe="transfer")
+        return
     dataset = with_features(config)
     features = dataset.train.images
 
@@ -260,4 +266,6 @@ def _batches(split: Split, info: ImageInfo) -> Iterator[Tensor]:
 
 def _backbone(model: ModelConfig, info: ImageInfo) -> Backbone:
     with torch.inference_mode(mode=False):
-        return Backbone(load(model.init, model.input_size), model.features, info).requires_grad_(not model.freeze)
+        network = load(model.init, model.input_size, trained=model.pretrained)
+        backbone = Backbone(network, model.features, info, trained=model.pretrained)
+        return backbone.requires_grad_(not model.freeze)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 
+import numpy as np
 import pytest
 from PIL import Image
 
@@ -13,6 +14,7 @@ from orchestrator import study as studies
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.space import Choices, Range
 from orchestrator.study import Study, change_budget, check_name, check_unchanged, differences, load
+from tests.recipes.data.test_torchvision_sets import write_cifar
 from tests.support.photos import write
 
 RECIPE = """
@@ -479,3 +481,13 @@ def test_study_whose_data_changed_cannot_go_on():
     check_unchanged(study)
     with pytest.raises(UsageError, match=r"has changed: data: \w+… -> \w+…$"):
         check_unchanged(study.model_copy(update={"data_fingerprint": "f" * 64}))
+
+
+def test_cifar10_is_searched_with_a_schedule_and_augmentation_of_its_own(tmp_path):
+    images = np.arange(60, dtype=np.uint8)[:, None, None].repeat(32, 1).repeat(32, 2)
+    halves = {"train": (images[:50], np.arange(50) % 10), "test": (images[50:], np.arange(10))}
+    root = write_cifar(tmp_path / "root", halves)
+    found = load(["recipe=cnn", "data=cifar10", f"data_root={root}"])
+    assert (found.fixed["schedule"], found.fixed["optimizer"], found.fixed["flip"]) == ("onecycle", "sgd", 0.5)
+    assert {"crop", "cutout", "label_smoothing", "weight_decay"} <= found.space.keys()
+    assert load(["recipe=cnn"]).fixed["schedule"] == "cosine"

@@ -111,6 +111,13 @@ def test_file_in_the_current_directory_wins_over_the_shipped(tmp_path, monkeypat
     assert study_files.find("no-such-recipe") is None
 
 
+def test_file_for_a_data_set_goes_before_the_recipe_s(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert study_files.find("cnn", "cifar10") == study_files.SHIPPED / "cnn-cifar10.yaml"
+    for data in ("mnist", "folder:cifar10", "../cnn-cifar10"):
+        assert study_files.find("cnn", data) == study_files.SHIPPED / "cnn.yaml"
+
+
 def test_every_shipped_file_is_readable():
     names = {path.stem for path in study_files.SHIPPED.glob("*.yaml")}
     assert names >= {"mlp", "cnn", "resnet", "vit", "transfer"}

@@ -218,6 +218,43 @@ def test_unknown_name_is_refused_with_the_nearest(kind):
         load(f"{kind}:resnet1", 64)
 
 
+FAMILIES = {"efficientnet_b0": 1280, "resnet18": 512, "vgg11": 4096, "convnext_tiny": 768, "vit_b_16": 768}
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_networks_of_torchvision_are_there_by_name_without_weights(name):
+    fields = {"init": f"torchvision:{name}", "pretrained": False, "freeze": False, "features": "last"}
+    config = make(transfer.Config, fields)
+    model = transfer.build_model(config, COLOURS)
+    assert model.head.layers[-1].in_features == FAMILIES[name]
+    assert model(torch.randn(2, 3, 12, 9)).shape == (2, 2)
+    model.train()
+    assert all(module.training for module in model.modules())
+
+
+def test_weights_are_drawn_anew_from_the_seed_where_they_are_not_wanted(tmp_path):
+    def trained(seed):
+        fields = {"pretrained": False, "freeze": False, "features": "last", "epochs": 1, "limit": 40, "seed": seed}
+        folder = tmp_path / f"{seed}-{len(list(tmp_path.iterdir()))}"
+        list(transfer.train(make(transfer.Config, fields), Attempt(folder=folder)))
+        return read_model(folder / "best.safetensors")[1]
+
+    first, again, other = trained(0), trained(0), trained(1)
+    name = "backbone.network.conv_stem.weight"
+    assert torch.equal(first[name], again[name])
+    assert not torch.equal(first[name], other[name])
+    assert not torch.allclose(first[name], load("imagenet", 64).network.conv_stem.weight, atol=0.05)
+
+
+def test_random_weights_are_not_frozen_and_a_file_is_not_random(tmp_path):
+    with pytest.raises(ValidationError, match="pretrained=false needs freeze=false"):
+        make(transfer.Config, {"pretrained": False})
+    config = make(transfer.Config, {"init": str(tmp_path / "a.safetensors"), "pretrained": False, "freeze": False})
+    with pytest.raises(InitError, match=r"a\.safetensors is weights and nothing else; pretrained=false takes"):
+        transfer.check(config)
+
+
 # init=PATH
 
 
