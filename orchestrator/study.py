@@ -371,6 +371,8 @@ def _check_space(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Sp
     if not space and not single:
         raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
     for key, searched in space.items():
+        if key == "devices":
+            raise UsageError("devices cannot be searched: slots are laid out for all trials of a study alike")
         for end in searched.ends():
             _make(recipe, {**config, key: end})
     if any(isinstance(value, float) and not math.isfinite(value) for value in config.values()):
@@ -441,10 +443,10 @@ def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: 
 
 
 def _check_device(config: Mapping[str, Scalar]) -> None:
-    from recipes.device import choose_device  # torch, which the recipe has imported by now
+    from recipes.device import check_devices  # torch, which the recipe has imported by now
 
     try:
-        choose_device(str(config.get("device", "auto")))
+        check_devices(str(config.get("device", "auto")), int(config.get("devices", 1)))
     except ValueError as error:
         raise UsageError(str(error)) from error
 

@@ -256,7 +256,8 @@ class _Coordinator:
         gpus = visible_gpus(str(self._study.fixed.get("device", "auto")))
         num_ended = sum(trial.state.finished for trial in self._trials.values())
         num_left = max(1, self._study.budget.trials - num_ended)  # 1: there may be an export to do
-        slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left)
+        num_devices = int(self._study.fixed.get("devices", 1))
+        slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left, num_devices=num_devices)
         exports = self._study.budget.num_exports > 0
         return LocalExecutor(slots, self._settings.logs / self._study.name, self._server, exports=exports)
 
@@ -485,13 +486,13 @@ class _Coordinator:
 
 
 def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
-    """The configuration as a slot runs it: a worker sees no GPU but its own."""
+    """The configuration as a slot runs it: a worker sees no GPUs but its own."""
     return {**config, "device": "cuda"} if slot.devices and "device" in config else config
 
 
 def _device(config: dict[str, Any], slot: Slot) -> str:
     """What a trial trains on, by the name that the whole machine knows it by."""
-    return f"cuda:{slot.devices[0]}" if slot.devices else choose_device(str(config.get("device", "auto"))).type
+    return f"cuda:{','.join(slot.devices)}" if slot.devices else choose_device(str(config.get("device", "auto"))).type
 
 
 def _stopped(received: signal.Signals, study: str) -> StoppedError:

@@ -142,6 +142,7 @@ class FitConfig(Part):
     patience: int = Field(0, ge=0, description="epochs without a better val_accuracy before stopping; 0 never stops")
     seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of weights, order, augmentation and dropout")
     device: str = Field("auto", description="auto, cpu, mps, cuda or cuda:N")
+    devices: int = Field(1, ge=1, le=64, description="GPUs, or processes on the CPU, that share every batch")
     precision: Literal["fp32", "tf32", "bf16", "fp16"] = Field("fp32", description="arithmetic on CUDA; elsewhere fp32")
     compile: bool = Field(
         False, description="compile the model by torch.compile: a slow first epoch, and other rounding than without"
@@ -156,6 +157,12 @@ class FitConfig(Part):
     def _is_compiled_or_computed_again(self) -> Self:
         if self.compile and self.activation_checkpointing:
             raise ValueError("compile=true decides itself what to compute again; leave activation_checkpointing out")
+        return self
+
+    @model_validator(mode="after")
+    def _each_device_has_an_image(self) -> Self:
+        if self.batch_size < self.devices:
+            raise ValueError(f"batch_size={self.batch_size} is less than an image for each of devices={self.devices}")
         return self
 
 

@@ -27,6 +27,21 @@ def choose_device(name: str) -> torch.device:
     return torch.device(name)
 
 
+def check_devices(name: str, count: int) -> None:
+    """See that one trial can train on `count` devices of that name.
+
+    Raises:
+        ValueError: there are not so many, or the name is of one device.
+    """
+    device = choose_device(name)
+    if count == 1 or device.type == "cpu":
+        return
+    if device.type != "cuda" or device.index is not None:
+        raise ValueError(f"devices={count} needs device=cuda or device=cpu; found device={name}")
+    if count > torch.cuda.device_count():
+        raise ValueError(f"devices={count} is more than the {torch.cuda.device_count()} GPUs of this machine")
+
+
 def allow_tf32(allowed: bool) -> None:
     """Whether products of fp32 may be rounded to TF32; torch by itself allows it in convolutions."""
     torch.backends.cuda.matmul.allow_tf32 = allowed

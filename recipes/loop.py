@@ -7,11 +7,12 @@ instruction set and thread count.
 from __future__ import annotations
 
 import time
+from concurrent.futures import Future
 from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from recipes import checkpoint, data
+from recipes import checkpoint, data, distributed, ranks
 from recipes.config import TrainConfig
 from recipes.device import choose_device, seed_all
 from recipes.model_file import metadata
@@ -20,7 +21,6 @@ from recipes.training import Training
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator, Mapping
-    from concurrent.futures import Future
     from pathlib import Path
 
     from torch import nn
@@ -63,23 +63,51 @@ def fit(
     configured one; float images in it are features, neither augmented nor normalised. A model may have `lr_shares`
     (see `optim.build`) and `begin_epoch(number)`, called before each epoch, counted from 1.
 
+    With several devices each has a process that calls the recipe's own `train`, whose call of `fit` is the one that
+    counts: `build_model` and `dataset` must be the same there.
+
     Raises:
         ValueError: a device that is not there, or a folder that already holds another training.
         DivergedError: a loss is not finite; that epoch has no checkpoint.
         OSError: a checkpoint could not be written, and nobody looked at `Epoch.saved`.
+        RuntimeError: of several devices, anything else that happened in one of their processes.
     """
+    if config.fit.devices == 1:
+        yield from _fit(config, build_model, attempt, recipe, dataset)
+    elif distributed.is_rank():
+        yield from distributed.reported(_fit(config, build_model, attempt, recipe, dataset))
+    else:
+        for record in distributed.epochs(config, attempt, recipe):
+            yield _epoch(record, saved=_durable() if attempt else None)
+
+
+def _fit(
+    config: ConfigT,
+    build_model: Callable[[ConfigT, ImageInfo], nn.Module],
+    attempt: Attempt | None,
+    recipe: str,
+    dataset: Dataset | None,
+) -> Iterator[Epoch]:
+    """Train in this process: the whole, or a rank's share, of which the first rank keeps the checkpoints."""
+    group = ranks.current(config.fit.devices)
     device = choose_device(config.fit.device)
     dataset = (dataset or data.load(config.dataset)).to(device)
     seed_all(config.fit.seed)
-    training = Training(config, build_model(config, dataset.info), dataset, device)
+    training = Training(config, build_model(config, dataset.info), dataset, device, group)
     if attempt is None:
         for record in _train_on(config, training, []):
             yield _epoch(record, saved=None)
         return
-    generation = checkpoint.take_up(attempt.folder, attempt.resume_from)
-    history = list(generation.record["history"]) if generation else []
-    if generation:
-        training.load_state(generation.state())
+    generation = checkpoint.take_up(attempt.folder, attempt.resume_from) if group.number == 0 else None
+    found = {"history": generation.record["history"], "state": generation.state()} if generation else {}
+    found = group.agree(found)
+    history = list(found.get("history", []))
+    if found:
+        training.load_state(found["state"])
+    if group.number:
+        for record in _train_on(config, training, history):
+            yield _epoch(record, saved=None)
+        return
     with ExitStack() as stack:
         writer = stack.enter_context(checkpoint.Writer(attempt.folder, generation))
         if config.fit.profile:
@@ -106,6 +134,12 @@ def _train_on(config: TrainConfig, training: Training, history: list[dict[str, A
 def _epoch(record: dict[str, Any], saved: Future[None] | None) -> Epoch:
     # A copy: the history goes into checkpoints, whatever the receiver does with its metrics.
     return Epoch(**{**record, "metrics": dict(record["metrics"])}, saved=saved)
+
+
+def _durable() -> Future[None]:
+    saved: Future[None] = Future()
+    saved.set_result(None)
+    return saved
 
 
 def _rank(metrics: Mapping[str, float], objective: str) -> tuple[float, float]:

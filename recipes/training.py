@@ -18,6 +18,7 @@ from recipes.augment import Batches
 from recipes.config import OBJECTIVES
 from recipes.device import allow_tf32, random_states, set_random_states
 from recipes.flops import size
+from recipes.ranks import ALONE, Ranks
 from recipes.recompute import recompute
 
 if TYPE_CHECKING:
@@ -40,13 +41,22 @@ class DivergedError(RuntimeError):
 class Training:
     """A model in training: everything that changes from step to step."""
 
-    def __init__(self, config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device) -> None:
+    def __init__(
+        self, config: TrainConfig, model: nn.Module, dataset: Dataset, device: torch.device, ranks: Ranks = ALONE
+    ) -> None:
+        """Raises: ValueError: batches or the validation split have fewer images than there are ranks."""
         self._config = config
         self._device = device
+        self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
+        self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
+        self._ranks = ranks
+        ranks.check(min(self._num_train // self._steps_per_epoch, self._num_val))
+        ranks.synchronise_norms(model, device)
         # oneDNN and cuDNN convolve fastest where the channels of a pixel lie together.
         convolves = any(isinstance(module, nn.Conv2d) for module in model.modules())
         layout = torch.channels_last if convolves and device.type in ("cpu", "cuda") else torch.contiguous_format
         self._model = model.to(device).to(memory_format=layout)
+        self._wrapped = ranks.wrap(self._model)
         self._optimizer = optim.build(config.optim, model)
         self._average = optim.WeightAverage(model, config.optim.ema) if config.optim.ema else None
         # After the average has its copy, which is only evaluated.
@@ -73,9 +83,7 @@ class Training:
         if config.optim.balance == "sampler":
             labels = dataset.train.labels
             self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
-        self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
         self.profiler: Profiler | None = None
-        self._steps_per_epoch = math.ceil(self._num_train / config.fit.batch_size)
         self._step = 0
 
     def epoch(self, history: list[dict[str, Any]]) -> dict[str, float]:
@@ -87,8 +95,10 @@ class Training:
         begin_epoch = getattr(self._model, "begin_epoch", None)
         if begin_epoch is not None:
             begin_epoch(len(history) + 1)
+        self._ranks.reseed(self._config.fit.seed, len(history) + 1, self._augment)
         train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
-        train_sum, *sums = torch.cat([train_loss.view(1), self._evaluate()]).tolist()
+        all_sums = torch.cat([train_loss.view(1), self._evaluate()])
+        train_sum, *sums = self._ranks.sum(all_sums).tolist()
         metrics = {
             "train_loss": train_sum / self._num_train,
             **self._judge.metrics(sums, self._num_val),
@@ -104,7 +114,7 @@ class Training:
         return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
-        """The sum of the losses, on the device, and the last learning rate."""
+        """The sum of the losses of this rank, on the device, and the last learning rate."""
         self._model.train()
         total = torch.zeros((), device=self._device)
         num_drops = optim.num_plateau_drops(self._config.optim, val_losses)
@@ -119,6 +129,9 @@ class Training:
             )
             optim.set_learning_rate(self._optimizer, lr)
             total += self._train_step(rows) * len(rows)
+        self._ranks.align(self._model)
+        if self._average is not None:
+            self._ranks.align(self._average.model)
         return total, lr
 
     def _order(self) -> Tensor:
@@ -130,14 +143,15 @@ class Training:
         return order.to(self._device)
 
     def _train_step(self, rows: Tensor) -> Tensor:
-        """One step on a batch; its mean loss."""
+        """One step on a batch; its mean loss, or this rank's part of that."""
         config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
-        num_parts = min(self._config.fit.accumulate, len(rows))
+        num_parts = min(self._config.fit.accumulate, len(rows) // self._ranks.count)
         if num_parts == 1:
             loss = self._backward(rows, 1.0)
         else:
             parts = rows.tensor_split(num_parts)
-            loss = torch.stack([self._backward(part, len(part) / len(rows)) for part in parts]).sum()
+            terms = [self._backward(part, len(part) / len(rows), is_last=part is parts[-1]) for part in parts]
+            loss = torch.stack(terms).sum()
         if config.clip_norm or config.clip_value:
             scaler.unscale_(optimizer)  # type: ignore[arg-type]
         if config.clip_value:
@@ -154,22 +168,28 @@ class Training:
             self.profiler.step()
         return loss
 
-    def _backward(self, rows: Tensor, share: float) -> Tensor:
-        """Add the gradients of rows that are this share of a batch; the same share of their mean loss."""
-        images, targets = self._train_batches(rows)
-        loss = self._loss(self._forward(self._model, images), targets)
-        if share < 1:
-            loss = loss * share
-        self._scaler.scale(loss).backward()  # type: ignore[no-untyped-call]
+    def _backward(self, rows: Tensor, share: float, *, is_last: bool = True) -> Tensor:
+        """Add the gradients of rows that are this share of a batch; the same share of their mean loss.
+
+        A rank does so with its part of the rows, and in the last part of a batch averages over the ranks.
+        """
+        own = self._ranks.share(rows)
+        share *= len(own) / len(rows)
+        images, targets = self._train_batches(own)
+        with self._ranks.accumulating(self._wrapped, is_last=is_last):
+            loss = self._loss(self._forward(self._wrapped, images), targets)
+            if share < 1:
+                loss = loss * share
+            self._scaler.scale(self._ranks.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
     @torch.inference_mode()
     def _evaluate(self) -> Tensor:
-        """What the validation images say, in sums on the device."""
+        """What this rank's validation images say, in sums on the device."""
         model = self._model if self._average is None else self._average.model
         model.eval()
         sums = []
-        rows = torch.arange(self._num_val, device=self._device)
+        rows = self._ranks.share(torch.arange(self._num_val, device=self._device))
         for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
             images, targets = self._val_batches(part)
             sums.append(self._judge.sums(self._forward(model, images), targets))

@@ -31,7 +31,6 @@ class TrialSpec:
     num_recorded_epochs: int
     decision_epochs: tuple[int, ...]
     threads: int
-    num_devices: int = 1
 
 
 @dataclass(frozen=True, kw_only=True)

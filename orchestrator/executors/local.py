@@ -1,7 +1,8 @@
-"""Jobs in kept worker processes on this machine: one a GPU, else one a core."""
+"""Jobs in kept worker processes on this machine: one a GPU, else one a core, or for as many as a trial takes."""
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import selectors
@@ -35,15 +36,18 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def plan_slots(num_workers: int, gpus: Sequence[str], *, num_useful: int) -> list[Slot]:
-    """Lay out slots: as many as asked for, else (0) one a GPU, else one a core, but no more than are useful.
+def plan_slots(num_workers: int, gpus: Sequence[str], *, num_useful: int, num_devices: int = 1) -> list[Slot]:
+    """Lay out slots: as many as asked for, else (0) as there are GPUs, or cores, for `num_devices` in each.
 
-    Cores are shared out in threads, GPUs in turn.
+    There are no more than are useful. Cores are shared out in threads, GPUs in turn.
     """
-    count = min(num_workers or len(gpus) or num_cores(), num_useful)
+    count = min(num_workers or max(1, (len(gpus) or num_cores()) // num_devices), num_useful)
     threads = max(1, num_cores() // count)
-    devices = [(gpus[index % len(gpus)],) if gpus else () for index in range(count)]
-    return [Slot(name=f"worker-{index}", threads=threads, devices=devices[index]) for index in range(count)]
+    turn = itertools.cycle(gpus)
+    return [
+        Slot(name=f"worker-{index}", threads=threads, devices=tuple(itertools.islice(turn, num_devices)))
+        for index in range(count)
+    ]
 
 
 def visible_gpus(device: str) -> list[str]:
