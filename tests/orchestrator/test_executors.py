@@ -23,8 +23,9 @@ from orchestrator.executors import (
     encode,
 )
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots
+from orchestrator.executors.local import LocalExecutor, _environment, num_cores, plan_slots
 from orchestrator.forkserver import worker_server
+from orchestrator.sweep import _device
 from orchestrator.tables import Reason
 
 SHORT = {"epochs": 1, "data": "digits", "split_seed": 0}
@@ -266,6 +267,23 @@ def test_gpus_are_dealt_out_one_a_worker():
         Slot(name=f"worker-{gpu}", threads=max(1, num_cores() // 2), devices=(str(gpu),)) for gpu in range(2)
     ]
     assert [slot.devices for slot in plan_slots(3, ["4", "7"], num_useful=9)] == [("4",), ("7",), ("4",)]
+
+
+def test_slot_gets_as_many_devices_as_a_trial_takes():
+    def devices(workers, gpus):
+        return [slot.devices for slot in plan_slots(workers, list(gpus), num_useful=9, num_devices=2)]
+
+    assert devices(0, "0123") == [("0", "1"), ("2", "3")]
+    assert devices(0, "012") == [("0", "1")]
+    assert devices(3, "012") == [("0", "1"), ("2", "0"), ("1", "2")]
+    assert devices(0, "") == [()] * max(1, num_cores() // 2)
+    assert plan_slots(0, [], num_useful=1, num_devices=2)[0].threads == num_cores(), "which its processes share"
+
+
+def test_trial_on_two_gpus_is_recorded_with_both():
+    slot = Slot(name="worker-0", threads=2, devices=("4", "7"))
+    assert _device({"device": "auto"}, slot) == "cuda:4,7"
+    assert _environment(slot)["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 @pytest.mark.parametrize(

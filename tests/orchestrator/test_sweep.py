@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from recipes import mlp
+from recipes.config import make
 from tests.support.orch import COUNTING, ORCH, Orch
 
 pytestmark = pytest.mark.slow
@@ -110,6 +112,21 @@ def test_inline_executor_gives_the_same_numbers_as_processes(orch, tmp_path):
         values.append([epoch["metrics"] for epoch in orch.json("show", f"{executor}/0")["epochs"]])
     first, second = (json.dumps(metrics) for metrics in values)
     assert first == second
+
+
+def test_sweep_trains_each_trial_in_two_processes_as_in_one(orch, monkeypatch):
+    still = ["dropout=0", "crop=0", "batch_norm=false", "device=cpu", "pruner=none", "export=best"]
+    orch("sweep", "recipe=mlp", "study=s", "lr=1e-3,3e-3", "devices=2", "epochs=2", "limit=300", "trials=2", *still)
+    monkeypatch.setenv("ORCH_HOME", str(orch.home))
+    with orch.record() as record:
+        study = record.study("s")
+        assert len(record.exports(study.id)) == 1
+        epochs = record.epochs(study.id)
+        for trial in record.trials(study.id):
+            assert trial.config["devices"] == 2
+            found = [epoch.metrics["val_loss"] for epoch in epochs[trial.number]]
+            alone = mlp.train(make(mlp.Config, {**trial.config, "devices": 1}))
+            assert found == pytest.approx([epoch.metrics["val_loss"] for epoch in alone], abs=1e-5)
 
 
 def test_terminal_shows_a_bar_for_each_worker_and_the_best_so_far(orch):

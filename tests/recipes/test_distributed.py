@@ -33,19 +33,30 @@ if TYPE_CHECKING:
 TWO_GPUS = pytest.mark.skipif(torch.cuda.device_count() < 2, reason="needs two CUDA devices")
 SMALL = {"limit": 300, "batch_size": 45, "device": "cpu"}  # 180 images: shares of a batch of 45 differ by one
 
-FAULTY = """
-import os, signal
-from recipes import mlp
-from recipes.mlp import Config
+OWN = """
+import os
+from torch import nn
+from recipes import cnn
+from recipes.cnn import Config
+
+class Norm(nn.BatchNorm2d):
+    'A subclass, which is not synchronised.'
 
 def build_model(config, info):
-    if os.environ.get("RANK") == "1":
-        FAULT
-    return mlp.build_model(config, info)
+    if os.environ.get("RANK") == "1" and config.optim.lr == 1:
+        raise KeyError("as the test asked")
+    return nn.Sequential(Norm(info.channels), *cnn.build_model(config, info))
 
 def train(config, attempt=None):
-    return mlp.fit(config, build_model, attempt, recipe=__file__)
+    return cnn.fit(config, build_model, attempt, recipe=__file__)
 """
+
+
+@pytest.fixture
+def own(tmp_path) -> str:
+    """A user's recipe that raises in one rank if lr=1."""
+    (tmp_path / "own.py").write_text(OWN)
+    return str(tmp_path / "own.py")
 
 
 def run(name: str, attempt: Attempt | None = None, **values: Any) -> Iterator[Epoch]:
@@ -76,8 +87,12 @@ def rank(number: int) -> psutil.Process:
 @pytest.mark.parametrize(
     ("name", "values"),
     [
-        ("mlp", {"batch_norm": False, "dropout": 0.0, "accumulate": 4, "clip_norm": 0.5, "ema": 0.9}),
-        ("vit", {"crop": 0, "dim": 32, "depth": 2}),
+        # Plain SGD, since Adam does not see a gradient that is too small by a factor.
+        (
+            "mlp",
+            {"batch_norm": False, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05, "accumulate": 4, "clip_value": 0.1},
+        ),
+        ("vit", {"crop": 0, "dim": 32, "depth": 2, "ema": 0.9}),
         ("cnn", {"crop": 0, "width": 8, "optimizer": "muon", "balance": "sampler"}),
     ],
 )
@@ -103,10 +118,10 @@ def test_blocks_that_join_later_learn_in_two_processes_as_in_one(tmp_path):
 
 
 @pytest.mark.slow
-def test_stopped_training_of_two_goes_on_with_the_same_bits(tmp_path):
+def test_stopped_training_of_two_goes_on_with_the_same_bits(own, tmp_path):
     values = {"epochs": 3, "width": 4, "dropout": 0.3, "flip": 0.5, "ema": 0.9, "devices": 2}
-    straight = list(run("cnn", Attempt(folder=tmp_path / "straight"), **values))
-    stopped = run("cnn", Attempt(folder=tmp_path / "first"), **values)
+    straight = list(run(own, Attempt(folder=tmp_path / "straight"), **values))
+    stopped = run(own, Attempt(folder=tmp_path / "first"), **values)
     begun = [next(stopped)]
     processes = ranks()
     stopped.close()
@@ -114,7 +129,7 @@ def test_stopped_training_of_two_goes_on_with_the_same_bits(tmp_path):
     assert not alive(processes)
     assert (tmp_path / "first" / "best.safetensors").exists()
     assert [epoch["metrics"] for epoch in read_history(tmp_path / "first")] == [begun[0].metrics]
-    resumed = list(run("cnn", Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first"), **values))
+    resumed = list(run(own, Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first"), **values))
     assert comparable([*begun, *resumed]) == comparable(straight)
     best = [(tmp_path / name / "best.safetensors").read_bytes() for name in ("second", "straight")]
     assert best[0] == best[1]
@@ -147,19 +162,10 @@ def test_divergence_of_two_is_divergence_and_has_no_checkpoint(tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(
-    ("fault", "kind", "message"),
-    [
-        ("raise KeyError('as the test asked')", RuntimeError, "rank 1: KeyError: 'as the test asked'"),
-        ("os.kill(os.getpid(), signal.SIGKILL)", RuntimeError, "rank 1 of 2 .* was lost"),
-    ],
-)
-def test_what_happens_in_one_rank_ends_them_all_and_is_told(tmp_path, fault, kind, message):
-    path = tmp_path / "faulty.py"
-    path.write_text(FAULTY.replace("FAULT", fault))
+def test_what_one_rank_raises_ends_them_all_and_is_told(own):
     begun = time.monotonic()
-    with pytest.raises(kind, match=message):
-        list(run(str(path), devices=2))
+    with pytest.raises(RuntimeError, match="rank 1: KeyError: 'as the test asked'"):
+        list(run(own, devices=2, lr=1.0))
     assert time.monotonic() - begun < 30, "the other rank waited for its peer"
     assert not ranks()
 
