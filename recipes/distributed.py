@@ -5,6 +5,22 @@ its `train`; in there `fit` finds itself in a process group and trains its share
 Unix socket to whoever called `fit` first, and speaks JSON lines on it, one message at a time each way. The first rank
 reports an epoch when its checkpoint is durable; then all wait for the word to go on, so that the generator is as lazy
 as it is with one device. A rank ends when its socket closes, however its parent ended.
+
+On the CPU this is for trying it out: two processes exchange at every step, and at every batch norm twice. Seconds of
+the fastest epoch on the digits, 2 cores of an AMD EPYC that had other work, torch 2.15, 1 to 4 runs of 6 to 12 epochs:
+
+=================== =================== ==================== ==========================
+recipe              1 process, 1 thread 1 process, 2 threads 2 processes, 1 thread each
+=================== =================== ==================== ==========================
+mlp, batch_size=64  0.024               0.024                0.18
+cnn, batch_size=64  0.067               0.069                0.32
+vit, batch_size=64  0.40                0.44                 0.70
+vit, batch_size=256 0.37                0.31                 0.27
+vit, batch_size=512 0.38                0.22                 0.30
+=================== =================== ==================== ==========================
+
+Before its first epoch a trial waits 4 s for its ranks, up to 12 where others want the cores as well; half of it is two
+imports of torch one after another, another second is `torch._dynamo`, which DistributedDataParallel imports.
 """
 
 from __future__ import annotations
