@@ -7,6 +7,10 @@ that one would also repeat images until all shares are equal, and so train on ot
 DistributedDataParallel takes the mean of the ranks' gradients. A rank's loss is its images' share of the mean loss of
 the batch, times the number of ranks, so that this mean is the gradient of one process also where shares differ by an
 image. With `balance=loss` a weighted mean is taken over each share, as it is over the parts of `accumulate`.
+
+So two processes reach the losses of one within 1e-5, where nothing is drawn at random. An exception is AdamW on an MLP
+with batch norms: it takes rounding for a gradient where there is none, and after 3 epochs on 400 digits `val_loss` is
+5e-5 off; the same norm by another formula in one process is 2e-4 off, and two processes with SGD are 2e-7 off.
 """
 
 from __future__ import annotations

@@ -287,6 +287,15 @@ def test_bad_argument_is_refused_in_one_line_and_nothing_is_written(typed, compl
     assert list(folder.iterdir()) == []
 
 
+def test_more_devices_than_there_are_gpus_are_refused_in_one_line(monkeypatch):
+    monkeypatch.setattr("torch.cuda.is_available", lambda: True)
+    monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
+    assert load(["recipe=cnn", "devices=2"]).fixed["devices"] == 2
+    assert load(["recipe=cnn", "devices=3", "device=cpu"]).fixed["devices"] == 3
+    with pytest.raises(UsageError, match=r"^devices=3 is more than the 2 GPUs of this machine$"):
+        load(["recipe=cnn", "devices=3"])
+
+
 @pytest.mark.parametrize("typed", ["saturation=0.4", "hue=0.0,0.4", "saturation=interval(0.0,0.4)"])
 def test_change_of_colours_that_the_images_lack_is_refused_before_anything_trains(typed):
     with pytest.raises(UsageError, match=r"^\w+=0\.4 needs colour images of 3 channels; these have 1$"):
