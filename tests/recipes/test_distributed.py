@@ -93,7 +93,7 @@ def rank(number: int) -> psutil.Process:
             {"batch_norm": False, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05, "accumulate": 4, "clip_value": 0.1},
         ),
         ("vit", {"crop": 0, "dim": 32, "depth": 2, "ema": 0.9}),
-        ("cnn", {"crop": 0, "width": 8, "optimizer": "muon", "balance": "sampler"}),
+        ("cnn", {"crop": 0, "width": 8, "optimizer": "muon", "balance": "sampler", "activation_checkpointing": True}),
     ],
 )
 def test_two_processes_reach_the_losses_of_one(name, values, tmp_path):
