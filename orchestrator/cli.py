@@ -218,6 +218,7 @@ def predict(
     images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|TABLE…", show_default=False)],
     output: Annotated[Path | None, typer.Option(help="A .csv or .parquet file to write.", show_default=False)] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")] = False,
+    half: Annotated[bool, typer.Option("--half", help="Compute in half precision, fp16.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Say what a promoted model makes of PNG or JPEG images, of all in folders, or of the rows of CSV files."""
@@ -227,7 +228,7 @@ def predict(
         predictions.check_output(output)
     bad: list[UsageError] = []
     on_bad = bad.append if skip_bad else None
-    found = predictions.predict(_settings(), model, images, on_bad=on_bad, follow=render.progress)
+    found = predictions.predict(_settings(), model, images, half=half, on_bad=on_bad, follow=render.progress)
     if bad:
         print(f"orch: {len(bad)} file(s) left out; the first: {bad[0]}", file=sys.stderr)
     if output is not None:

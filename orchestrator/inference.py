@@ -41,8 +41,8 @@ MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's mode
 class Model:
     """An ONNX model as `recipes.export` writes it: pictures `(B, H, W, C)` uint8, or rows of a table, to answers."""
 
-    def __init__(self, path: Path) -> None:
-        """Load the file at `path` on the CPU.
+    def __init__(self, path: Path, *, half: bool = False) -> None:
+        """Load the file at `path` on the CPU, to compute in fp32, or in fp16 with `half`.
 
         Raises:
             UsageError: the file is missing, not ONNX, truncated, in several parts, or not such a model.
@@ -50,7 +50,7 @@ class Model:
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry(FOLDER_OF_OTHER_FILES, os.devnull)
         try:
-            data, providers = path.read_bytes(), ["CPUExecutionProvider"]
+            data, providers = _halved(path) if half else path.read_bytes(), ["CPUExecutionProvider"]
             self._session = onnxruntime.InferenceSession(data, options, providers)
             about = self._session.get_modelmeta().custom_metadata_map
             self.class_names = tuple(json.loads(about["class_names"]))
@@ -165,6 +165,12 @@ class Model:
             raise UsageError(f"the model takes {wanted}; found {inputs.dtype} {inputs.shape}")
         parts = [inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE)]
         return np.concatenate([self._session.run([output], {self._input: part})[0] for part in parts])
+
+
+def _halved(path: Path) -> bytes:
+    from recipes.variants import half  # torch, which nothing else here needs
+
+    return half(path)
 
 
 def image_files(paths: Iterable[Path]) -> list[Path]:

@@ -31,13 +31,14 @@ def predict(
     uri: str,
     paths: Sequence[Path],
     *,
+    half: bool = False,
     on_bad: Callable[[UsageError], None] | None = None,
     follow: Callable[[Iterable[dict[str, Any]], int], Iterable[dict[str, Any]]] = lambda found, _: found,
 ) -> Predictions:
     """What a promoted model says of image files and of those in folders, or of the rows of CSV files.
 
     Each has its `path`, and as the model's task is `class` and `probability`, `labels`, or numbers by name. `on_bad` is
-    told of files that are no images, which are then left out; `follow` may count along.
+    told of files that are no images, which are then left out; `follow` may count along; `half` computes in fp16.
 
     Raises:
         UsageError: as of `resolve_model`, a folder without images, a file that is none and no `on_bad`, or no table.
@@ -45,7 +46,7 @@ def predict(
     """
     from orchestrator.inference import Model, image_files
 
-    model = Model(resolve_model(settings, uri))
+    model = Model(resolve_model(settings, uri), half=half)
     if model.columns:
         return Predictions(kinds=model.kinds, rows=list(model.predict_rows(paths)))
     files = image_files(paths)

@@ -39,9 +39,14 @@ def write_half(source: Path, target: Path) -> None:
     Raises:
         ExportError: the graph can't be converted.
     """
+    write_whole(target, half(source))
+
+
+def half(source: Path) -> bytes:
+    """What `write_half` writes."""
     from onnxruntime.transformers.float16 import convert_float_to_float16  # type: ignore[import-untyped]
 
-    write_whole(target, _converted(source, lambda model: convert_float_to_float16(model, keep_io_types=True)))
+    return _converted(source, lambda model: convert_float_to_float16(model, keep_io_types=True))
 
 
 def write_quantised(source: Path, target: Path) -> None:

@@ -289,3 +289,10 @@ def test_table_without_the_columns_is_one_line(sums, tmp_path, text, message):
 def test_rows_of_another_width_or_type_are_refused(sums):
     with pytest.raises(UsageError, match=r"takes rows float32 \(N, 2\); found float32 \(3, 4\)"):
         Model(sums).answers(np.zeros((3, 4), np.float32))
+
+
+def test_half_precision_differs_by_its_rounding_alone(files):
+    pictures = np.random.default_rng(0).integers(0, 256, (20, 9, 7, 1), np.uint8)
+    whole, half = (Model(files[1], half=flag).answers(pictures) for flag in (False, True))
+    np.testing.assert_allclose(half, whole, atol=0.02)
+    assert not np.array_equal(half, whole)
