@@ -150,6 +150,12 @@ class FitConfig(Part):
         False,
         description="keep less of the forward pass and compute it again: less memory, more time, same numbers",
     )
+    loading: Literal["auto", "resident", "workers"] = Field(
+        "auto", description="images on the device (resident) or brought batch by batch; auto: resident where they fit"
+    )
+    loader_workers: int = Field(
+        2, ge=0, le=64, description="processes that bring batches; 0 loads in the training process"
+    )
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
 
     @model_validator(mode="after")

@@ -69,7 +69,7 @@ def fit(
         OSError: a checkpoint could not be written, and nobody looked at `Epoch.saved`.
     """
     device = choose_device(config.fit.device)
-    dataset = (dataset or data.load(config.dataset)).to(device)
+    dataset = dataset or data.load(config.dataset)
     seed_all(config.fit.seed)
     training = Training(config, build_model(config, dataset.info), dataset, device)
     if attempt is None:

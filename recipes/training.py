@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes import losses, optim, tasks
+from recipes import loading, losses, optim, tasks
 from recipes.augment import Batches
 from recipes.config import OBJECTIVES
 from recipes.device import allow_tf32, random_states, set_random_states
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from recipes.config import TrainConfig
-    from recipes.data import Dataset
+    from recipes.data import Dataset, Loaded
     from recipes.profiling import Profiler
 
 # Validation keeps nothing for a backward pass, so that several times as many images fit.
@@ -62,13 +62,20 @@ class Training:
         shuffle_seed, augment_seed = np.random.SeedSequence(config.fit.seed).generate_state(2).tolist()
         self._shuffle = torch.Generator().manual_seed(shuffle_seed)
         self._augment = torch.Generator(device).manual_seed(augment_seed)
+        self._feed, dataset = loading.feed(dataset, config, device)
+        loaded_on = None if isinstance(self._feed, loading.Resident) else device
         self._train_batches = Batches(
-            dataset.train, dataset.info, memory_format=layout, augment=config.augment, generator=self._augment
+            dataset.train,
+            dataset.info,
+            memory_format=layout,
+            augment=config.augment,
+            generator=self._augment,
+            loaded_on=loaded_on,
         )
-        self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
-        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info)
+        self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout, loaded_on=loaded_on)
+        self._loss = losses.Loss(config.optim, dataset.train.labels.to(device), dataset.info)
         self.objective = OBJECTIVES[dataset.info.task]
-        self._judge = tasks.judge(dataset.info, dataset.val.labels)
+        self._judge = tasks.judge(dataset.info, dataset.val.labels.to(device))
         self._chances = None  # of each image to be drawn; None draws each once
         if config.optim.balance == "sampler":
             labels = dataset.train.labels
@@ -101,7 +108,7 @@ class Training:
 
     def size(self) -> dict[str, float]:
         """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
-        return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
+        return size(self._model, self._val_batches(self._feed.first())[0])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses, on the device, and the last learning rate."""
@@ -109,7 +116,7 @@ class Training:
         total = torch.zeros((), device=self._device)
         num_drops = optim.num_plateau_drops(self._config.optim, val_losses)
         # Equal parts: a short last batch would be a noisy step, and one image has no variance for a batch norm.
-        for rows in self._order().tensor_split(self._steps_per_epoch):
+        for batch in self._feed.train(self._order(), self._steps_per_epoch):
             lr = optim.learning_rate(
                 self._config.optim,
                 step=self._step,
@@ -118,26 +125,24 @@ class Training:
                 num_drops=num_drops,
             )
             optim.set_learning_rate(self._optimizer, lr)
-            total += self._train_step(rows) * len(rows)
+            total += self._train_step(batch) * len(batch)
         return total, lr
 
     def _order(self) -> Tensor:
         """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
         if self._chances is None:
-            order = torch.randperm(self._num_train, generator=self._shuffle)
-        else:
-            order = torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
-        return order.to(self._device)
+            return torch.randperm(self._num_train, generator=self._shuffle)
+        return torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
 
-    def _train_step(self, rows: Tensor) -> Tensor:
+    def _train_step(self, batch: Tensor | Loaded) -> Tensor:
         """One step on a batch; its mean loss."""
         config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
-        num_parts = min(self._config.fit.accumulate, len(rows))
+        num_parts = min(self._config.fit.accumulate, len(batch))
         if num_parts == 1:
-            loss = self._backward(rows, 1.0)
+            loss = self._backward(batch, 1.0)
         else:
-            parts = rows.tensor_split(num_parts)
-            loss = torch.stack([self._backward(part, len(part) / len(rows)) for part in parts]).sum()
+            parts = batch.tensor_split(num_parts)
+            loss = torch.stack([self._backward(part, len(part) / len(batch)) for part in parts]).sum()
         if config.clip_norm or config.clip_value:
             scaler.unscale_(optimizer)  # type: ignore[arg-type]
         if config.clip_value:
@@ -154,9 +159,9 @@ class Training:
             self.profiler.step()
         return loss
 
-    def _backward(self, rows: Tensor, share: float) -> Tensor:
-        """Add the gradients of rows that are this share of a batch; the same share of their mean loss."""
-        images, targets = self._train_batches(rows)
+    def _backward(self, part: Tensor | Loaded, share: float) -> Tensor:
+        """Add the gradients of a part that is this share of a batch; the same share of its mean loss."""
+        images, targets = self._train_batches(part)
         loss = self._loss(self._forward(self._model, images), targets)
         if share < 1:
             loss = loss * share
@@ -169,9 +174,8 @@ class Training:
         model = self._model if self._average is None else self._average.model
         model.eval()
         sums = []
-        rows = torch.arange(self._num_val, device=self._device)
-        for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
-            images, targets = self._val_batches(part)
+        for batch in self._feed.val(self._config.fit.batch_size * VAL_BATCH_FACTOR):
+            images, targets = self._val_batches(batch)
             sums.append(self._judge.sums(self._forward(model, images), targets))
         return torch.stack(sums).sum(0)
 

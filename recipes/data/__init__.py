@@ -14,7 +14,7 @@ import numpy as np
 
 from recipes.data import cache, describe, splits
 from recipes.data.cache import cache_folder
-from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Source, Split, UnknownDataError
+from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Loaded, Source, Split, UnknownDataError
 
 if TYPE_CHECKING:
     import torch
@@ -26,6 +26,7 @@ __all__ = [
     "DataError",
     "Dataset",
     "ImageInfo",
+    "Loaded",
     "Split",
     "UnknownDataError",
     "absolute",

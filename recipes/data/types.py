@@ -113,6 +113,36 @@ class Split:
         """The same on `device`."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
+    @property
+    def num_bytes(self) -> int:
+        """What its images take up."""
+        return self.images.nbytes
+
+    @property
+    def is_features(self) -> bool:
+        """Whether there are features in place of images."""
+        return self.images.is_floating_point()
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """The images of these rows `(B,)`."""
+        return self.images[rows]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A batch on the device, before any change: images (or features) and labels as in a split."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor_split(self, num_parts: int) -> list[Loaded]:
+        """Parts of nearly equal size, in order, as `torch.tensor_split` makes them."""
+        pairs = zip(self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True)
+        return [Loaded(images=images, labels=labels) for images, labels in pairs]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
