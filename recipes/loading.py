@@ -49,6 +49,7 @@ if TYPE_CHECKING:
 FREE_SHARE = 0.5  # of the memory that is free, which `loading=auto` takes for images
 CHECK_SECONDS = 2.0  # between two looks at whether workers live
 STALL_SECONDS = 120.0  # without a batch, after which workers are taken to hang; importing torch may take long
+DEATH_SECONDS = 1.0  # at most, from a connection that breaks to the death of the worker at its other end
 BATCHES_AHEAD = 2  # a worker
 ROW_BITS = 40
 ADVICE = "loader_workers=0 loads in the training process"
@@ -222,10 +223,9 @@ class Loader:
             for _ in keys:
                 yield self._next(passing)
         except (RuntimeError, OSError, EOFError) as error:
+            message = str(error) if isinstance(error, LoaderError) else self._told(error)
             self._end_workers()
-            if isinstance(error, LoaderError):
-                raise
-            raise LoaderError(self._told(error)) from error
+            raise LoaderError(message) from error
 
     def _next(self, passing: Iterator[Any]) -> Any:
         """The next item; torch looks after its workers when it has waited in vain, and can be asked again."""
@@ -244,10 +244,15 @@ class Loader:
     def _told(self, error: Exception) -> str:
         """What happened to whom, in one line."""
         pids, at = self._board[::2], self._board[1::2]
-        dead = [number for number, pid in enumerate(pids) if pid and not psutil.pid_exists(pid)]
+        is_late = "timed out" in str(error)
+        dead = _dead(pids)
+        deadline = time.monotonic() + DEATH_SECONDS
+        while not dead and not is_late and time.monotonic() < deadline:
+            time.sleep(0.01)
+            dead = _dead(pids)
         named = dead or [number for number, doing in enumerate(at) if doing]
         advice = _advice(error)
-        if not dead and "timed out" not in str(error):
+        if not dead and not is_late:
             return f"loader workers: {_first_line(error)}; {advice}"
         happened = "ended unexpectedly" if dead else f"gave nothing for {STALL_SECONDS:.0f} s"
         who = ", ".join(f"{number} (process {pids[number]})" for number in named or range(len(pids)))
@@ -260,6 +265,17 @@ class Loader:
             with contextlib.suppress(ProcessLookupError):
                 if pid:
                     os.kill(pid, signal.SIGKILL)
+
+
+def _dead(pids: Sequence[int]) -> list[int]:
+    """The numbers of those workers that have begun and are gone."""
+    found = []
+    for number, pid in enumerate(pids):
+        with contextlib.suppress(psutil.NoSuchProcess):
+            if not pid or psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+                continue
+        found.append(number)
+    return found
 
 
 class _Keys:

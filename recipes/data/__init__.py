@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from recipes.data import cache, describe, splits
+from recipes.data import cache, describe, splits, stored
 from recipes.data.cache import cache_folder
 from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Loaded, Source, Split, UnknownDataError
 
@@ -67,7 +67,7 @@ def fingerprints(config: DatasetConfig) -> tuple[str, str]:
         DataError: it is missing, or not what it must be; one line says what.
     """
     arrays = _arrays(config)
-    return _data_fingerprint(arrays), _split_fingerprint(splits.split(arrays.about, config.split_seed))
+    return _print_of(arrays, config), _split_fingerprint(splits.split(arrays.about, config.split_seed))
 
 
 def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
@@ -81,20 +81,31 @@ def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
 
     arrays = _arrays(config)
     indices = splits.split(arrays.about, config.split_seed)
-    info = describe.info(arrays, indices[0])
+    split_fingerprint = _split_fingerprint(indices)
+    info = describe.info(arrays, indices[0], _levels(arrays, config, indices[0], split_fingerprint))
     labels = describe.standardised(arrays.about.labels, info)
-    train, val, test = (
-        Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(labels[index]))
-        for index in indices
-    )
-    return Dataset(
+    train, val, test = (_part(arrays, index, torch.from_numpy(labels[index])) for index in indices)
+    dataset = Dataset(
         info=info,
         train=train,
         val=val,
         test=test,
-        data_fingerprint=_data_fingerprint(arrays),
-        split_fingerprint=_split_fingerprint(indices),
-    ).to(device)
+        data_fingerprint=_print_of(arrays, config),
+        split_fingerprint=split_fingerprint,
+    )
+    return dataset if str(device) == "cpu" else dataset.to(device)
+
+
+def _part(arrays: Arrays, index: NDArray[np.int64], labels: torch.Tensor) -> Split:
+    import torch
+
+    if arrays.mapped is not None:
+        return stored.StoredSplit(arrays.mapped, index, labels)
+    return Split(images=torch.from_numpy(arrays.images[index]), labels=labels)
+
+
+def _print_of(arrays: Arrays, config: DatasetConfig) -> str:
+    return cache.remembered(arrays, cache.path_of(absolute(config)), "sha256", lambda: _data_fingerprint(arrays))
 
 
 def _arrays(config: DatasetConfig) -> Arrays:
@@ -119,6 +130,16 @@ def _source(config: DatasetConfig) -> Source:
     if config.data in installed.names():
         return installed.source(config)
     raise UnknownDataError(config.data, names())
+
+
+def _levels(
+    arrays: Arrays, config: DatasetConfig, train: NDArray[np.int64], split_fingerprint: str
+) -> list[list[int]] | None:
+    """The levels of images' pixels; a table has none."""
+    if arrays.about.columns:
+        return None
+    path, name = cache.path_of(absolute(config)), f"levels-{split_fingerprint[:12]}"
+    return cache.remembered(arrays, path, name, lambda: describe.levels(arrays.images, train))
 
 
 def _data_fingerprint(arrays: Arrays) -> str:
