@@ -34,7 +34,7 @@ from recipes.config import (
     make,
     objective_of,
 )
-from recipes.data import CSV, DataError, UnknownDataError, absolute, cache_folder, fingerprints
+from recipes.data import CSV, SHARDS, DataError, UnknownDataError, absolute, cache_folder, fingerprints
 from recipes.data import load as load_data
 
 if TYPE_CHECKING:
@@ -145,6 +145,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
         config, flat = ({**values, **{key: defaults[key] for key in useless}} for values in (config, flat))
     _check_loss(recipe, config, space)
     _check_colours(recipe, config, space)
+    _check_stream(config, space)
     return Study(
         name=name,
         recipe=str(Path(recipe.reference).resolve()) if recipe.reference.endswith(".py") else recipe.reference,
@@ -437,6 +438,15 @@ def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: 
         check_channels(AugmentConfig.model_validate(strongest), load_data(dataset_of(config)).info)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_stream(config: Mapping[str, Scalar], space: Space) -> None:
+    """See that nothing is asked of a stream that needs its images in any order."""
+    if not str(config.get("data", "")).startswith(SHARDS):
+        return
+    for key, value in (("balance", "sampler"), ("loading", "resident")):
+        if value in (space[key].ends() if key in space else [config.get(key)]):
+            raise UsageError(f"{key}={value} needs training images in any order; data {config['data']!r} is a stream")
 
 
 def _check_device(config: Mapping[str, Scalar]) -> None:

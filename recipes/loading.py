@@ -21,30 +21,38 @@ from __future__ import annotations
 
 import contextlib
 import functools
+import itertools
+import math
 import multiprocessing
 import os
+import random
 import signal
 import sys
 import threading
 import time
 import traceback
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
+import numpy as np
 import psutil
 import torch
 from torch.utils import data as torch_data
 
 from recipes.data import Loaded
+from recipes.data.shards import in_pieces
+from recipes.data.stream import StreamSplit
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
     from multiprocessing.context import BaseContext
 
+    from numpy.typing import NDArray
     from torch import Tensor
 
-    from recipes.config import TrainConfig
+    from recipes.config import FitConfig, TrainConfig
     from recipes.data import Dataset, Split
+    from recipes.data.shards import Stream
 
 FREE_SHARE = 0.5  # of the memory that is free, which `loading=auto` takes for images
 CHECK_SECONDS = 2.0  # between two looks at whether workers live
@@ -52,9 +60,14 @@ STALL_SECONDS = 120.0  # without a batch, after which workers are taken to hang;
 DEATH_SECONDS = 1.0  # at most, from a connection that breaks to the death of the worker at its other end
 BATCHES_AHEAD = 2  # a worker
 ROW_BITS = 40
+CHUNK_IMAGES, CHUNK_BYTES = 64, 1 << 22  # of a stream, that a worker hands over at once, at most
+MAX_SEED = 2**62
 ADVICE = "loader_workers=0 loads in the training process"
 SHARED_MEMORY = "/dev/shm"
 SPARE_BYTES = 1 << 24  # less than a few batches
+
+
+T = TypeVar("T")
 
 
 class LoaderError(RuntimeError):
@@ -75,7 +88,15 @@ class Feed(Protocol):
 
 
 def feed(dataset: Dataset, config: TrainConfig, device: torch.device) -> tuple[Feed, Dataset]:
-    """What `config.fit.loading` asks for, and the data set, its images on the device if they are to stay there."""
+    """What `config.fit.loading` asks for, and the data set, its images on the device if they are to stay there.
+
+    Raises:
+        DataError: a stream is to be resident.
+    """
+    if isinstance(dataset.train, StreamSplit):
+        if config.fit.loading == "resident":
+            dataset.train.check_random_access("loading=resident")
+        return Streamed(dataset, config.fit, device), dataset
     loading = config.fit.loading
     if loading == "auto":
         fits = _resident_bytes(dataset, config.augment.crop) <= FREE_SHARE * free_bytes(device)
@@ -144,13 +165,49 @@ class Brought:
     def _batches(self, name: str, parts: Sequence[Tensor]) -> Iterator[Loaded]:
         labels = self._splits[name].labels
         loaded = self._loader.run([(name, part) for part in parts])
-        yield from ahead(loaded, (labels[part.to(labels.device)] for part in parts), self._device)
+        theirs = (labels[part.to(labels.device)] for part in parts)
+        yield from ahead(zip(loaded, theirs, strict=True), self._device)
 
 
-def ahead(images: Iterator[Tensor], labels: Iterator[Tensor], device: torch.device) -> Iterator[Loaded]:
+class Streamed:
+    """Loader workers read shards from end to end; validation images are brought as any others are."""
+
+    def __init__(self, dataset: Dataset, config: FitConfig, device: torch.device) -> None:
+        assert isinstance(dataset.train, StreamSplit), "only a stream is streamed"
+        self._rest = Brought(replace(dataset, train=dataset.val), 0, device)
+        self._device, self._num_train = device, len(dataset.train.labels)
+        shuffled = Shuffled(dataset.train.stream, config.shuffle_buffer)
+        self._loader = Loader(shuffled, config.loader_workers, device)
+
+    def train(self, order: Tensor, num_steps: int) -> Iterator[Loaded]:
+        """See `Feed`; `order` is the seed of the stream's order."""
+        sizes = in_pieces(self._num_train, num_steps)
+        yield from ahead(recut(self._loader.run(seed=int(order)), sizes), self._device)
+
+    def val(self, batch_size: int) -> Iterator[Loaded]:
+        """See `Feed`."""
+        yield from self._rest.val(batch_size)
+
+    def first(self) -> Loaded:
+        """See `Feed`."""
+        return self._rest.first()
+
+
+def recut(chunks: Iterator[tuple[Tensor, Tensor]], sizes: Sequence[int]) -> Iterator[tuple[Tensor, Tensor]]:
+    """The same images and labels in batches of these sizes."""
+    images, labels = next(chunks)
+    for size in sizes:
+        while len(labels) < size:
+            more, their_labels = next(chunks)
+            images, labels = torch.cat([images, more]), torch.cat([labels, their_labels])
+        yield images[:size], labels[:size]
+        images, labels = images[size:], labels[size:]
+
+
+def ahead(batches: Iterator[tuple[Tensor, Tensor]], device: torch.device) -> Iterator[Loaded]:
     """Batches on the device, the next one on its way there while one is worked on."""
     waiting = None
-    for pair in zip(images, labels, strict=True):
+    for pair in batches:
         ours, theirs = (each.to(device, non_blocking=True) for each in pair)
         if waiting is not None:
             yield waiting
@@ -160,10 +217,7 @@ def ahead(images: Iterator[Tensor], labels: Iterator[Tensor], device: torch.devi
 
 
 class Readable(Protocol):
-    """What loader workers read: tensors by key."""
-
-    def __getitem__(self, key: Any) -> Tensor:
-        """The images of a key."""
+    """What loader workers read: tensors by key, unless it is `Shuffled`."""
 
     def whereabouts(self, number: int) -> str:
         """What a worker is at, by the number it left."""
@@ -186,6 +240,56 @@ class _Gathered:
         return f"the batch of {name} image {number % (1 << ROW_BITS)}"
 
 
+class Shuffled:
+    """Chunks of images and labels from shards in another order each pass, their samples through a buffer.
+
+    The order is a function of the seed, the number of workers and the size of the buffer alone.
+    """
+
+    board: Any  # its last number is the seed of the present pass
+
+    def __init__(self, stream: Stream, buffer: int) -> None:
+        self._stream, self._buffer = stream, buffer
+
+    def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
+        worker = torch_data.get_worker_info()
+        number, count = (worker.id, worker.num_workers) if worker else (0, 1)
+        seed = int(self.board[-1])
+        shards = torch.randperm(len(self._stream.files), generator=torch.Generator().manual_seed(seed)).tolist()
+        drawn = shuffled(
+            self._samples(shards[number::count]), max(1, self._buffer // count), random.Random(f"{seed} {number}")
+        )
+        at_once = max(1, min(CHUNK_IMAGES, CHUNK_BYTES // math.prod(self._stream.shape)))
+        while chunk := list(itertools.islice(drawn, at_once)):
+            images, labels = zip(*chunk, strict=True)
+            yield torch.from_numpy(np.stack(images)), torch.tensor(labels)
+
+    def _samples(self, shards: Sequence[int]) -> Iterator[tuple[NDArray[np.uint8], int]]:
+        for shard in shards:
+            note(shard << ROW_BITS)
+            for sample, picture, label in self._stream.read(shard):
+                note((shard << ROW_BITS) + sample)
+                yield picture, label
+
+    def whereabouts(self, number: int) -> str:
+        """See `Readable`."""
+        return f"{self._stream.files[number >> ROW_BITS]}, sample {number % (1 << ROW_BITS)}"
+
+
+def shuffled(items: Iterator[T], size: int, generator: random.Random) -> Iterator[T]:
+    """All items, each drawn from a buffer of so many that the next ones fill up."""
+    buffer: list[T] = []
+    for item in items:
+        if len(buffer) < size:
+            buffer.append(item)
+            continue
+        place = generator.randrange(size)
+        yield buffer[place]
+        buffer[place] = item
+    generator.shuffle(buffer)
+    yield from buffer
+
+
 # -- a loader whose workers can be told of when they fail
 
 
@@ -199,12 +303,15 @@ class Loader:
     def __init__(self, source: Readable, num_workers: int, device: torch.device) -> None:
         self._source, self._keys = source, _Keys()
         context = _context() if num_workers else None
-        # Two numbers a worker, which survive it: its process, and what it is at.
-        self._board: Any = context.RawArray("q", 2 * num_workers) if context else []
+        # Two numbers a worker, which survive it: its process, and what it is at. The last is a stream's seed.
+        size = 2 * num_workers + 1
+        self._board: Any = context.RawArray("q", size) if context else [0] * size
+        if isinstance(source, Shuffled):
+            source.board = self._board
         self._loader: torch_data.DataLoader[Any] = torch_data.DataLoader(
-            _Told(source),  # type: ignore[arg-type]
+            _ToldStream(source) if isinstance(source, Shuffled) else _Told(source),
             batch_size=None,
-            sampler=self._keys,
+            sampler=None if isinstance(source, Shuffled) else self._keys,
             num_workers=num_workers,
             pin_memory=device.type == "cuda",
             timeout=CHECK_SECONDS if num_workers else 0,
@@ -215,13 +322,15 @@ class Loader:
             persistent_workers=num_workers > 0,
         )
 
-    def run(self, keys: Sequence[Any]) -> Iterator[Any]:
-        """What the source has for each key, in order."""
+    def run(self, keys: Sequence[Any] = (), seed: int = 0) -> Iterator[Any]:
+        """What the source has for each key, in order; or all that a stream has, in the order of a seed."""
         self._keys.now = keys
+        self._board[-1] = seed
         try:
             passing = iter(self._loader)
-            for _ in keys:
-                yield self._next(passing)
+            with contextlib.suppress(StopIteration):
+                while True:
+                    yield self._next(passing)
         except (RuntimeError, OSError, EOFError) as error:
             message = str(error) if isinstance(error, LoaderError) else self._told(error)
             self._end_workers()
@@ -243,7 +352,9 @@ class Loader:
 
     def _told(self, error: Exception) -> str:
         """What happened to whom, in one line."""
-        pids, at = self._board[::2], self._board[1::2]
+        pids, at = self._board[:-1:2], self._board[1::2]
+        if not pids:
+            return _first_line(error)
         is_late = "timed out" in str(error)
         dead = _dead(pids)
         deadline = time.monotonic() + DEATH_SECONDS
@@ -261,7 +372,7 @@ class Loader:
 
     def _end_workers(self) -> None:
         """Those that hang would not end when they are asked to."""
-        for pid in self._board[::2]:
+        for pid in self._board[:-1:2]:
             with contextlib.suppress(ProcessLookupError):
                 if pid:
                     os.kill(pid, signal.SIGKILL)
@@ -298,26 +409,53 @@ class _Failure:
 
 
 @dataclass(frozen=True)
-class _Told:
+class _Told(torch_data.Dataset[Any]):
     """A source that hands on what goes wrong, and puts what a worker read where its parent can take it."""
 
-    source: Readable
+    source: Any
 
-    def __getitem__(self, key: Any) -> Tensor | _Failure:
-        worker = torch_data.get_worker_info()
+    def __getitem__(self, key: Any) -> Any:
         try:
-            found = self.source[key]
-            # Here and not when it is sent, from a thread whose errors nobody hears of.
-            return found.share_memory_() if worker else found  # type: ignore[no-untyped-call]
+            return _shared(self.source[key])
         except Exception as error:
-            if worker is None:
-                raise
-            traceback.print_exc()
-            doing = f" at {self.source.whereabouts(_board[1] - 1)}" if _board[1] else ""
-            who = f"loader worker {worker.id} (process {os.getpid()})"
-            return _Failure(f"{who} failed{doing}: {_first_line(error)}; {_advice(error)}")
+            return _failure(self.source, error)
         finally:
             _board[1] = 0
+
+
+@dataclass(frozen=True)
+class _ToldStream(torch_data.IterableDataset[Any]):
+    """The same of a stream."""
+
+    source: Shuffled
+
+    def __iter__(self) -> Iterator[Any]:
+        try:
+            for found in self.source:
+                yield _shared(found)
+        except Exception as error:
+            yield _failure(self.source, error)
+        finally:
+            _board[1] = 0
+
+
+def _shared(found: Any) -> Any:
+    """Tensors in shared memory: here, and not when they are sent, from a thread whose errors nobody hears of."""
+    if torch_data.get_worker_info() is None:
+        return found
+    if isinstance(found, tuple):
+        return tuple(each.share_memory_() for each in found)
+    return found.share_memory_()
+
+
+def _failure(source: Readable, error: Exception) -> _Failure:
+    worker = torch_data.get_worker_info()
+    if worker is None:
+        raise error
+    traceback.print_exc()
+    doing = f" at {source.whereabouts(_board[1] - 1)}" if _board[1] else ""
+    who = f"loader worker {worker.id} (process {os.getpid()})"
+    return _Failure(f"{who} failed{doing}: {_first_line(error)}; {_advice(error)}")
 
 
 def _first_line(error: Exception) -> str:

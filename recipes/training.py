@@ -78,6 +78,7 @@ class Training:
         self._judge = tasks.judge(dataset.info, dataset.val.labels.to(device))
         self._chances = None  # of each image to be drawn; None draws each once
         if config.optim.balance == "sampler":
+            dataset.train.check_random_access("balance=sampler")
             labels = dataset.train.labels
             self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
         self._num_train, self._num_val = len(dataset.train.labels), len(dataset.val.labels)
@@ -129,7 +130,9 @@ class Training:
         return total, lr
 
     def _order(self) -> Tensor:
-        """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
+        """The rows of an epoch, each once, or drawn so that classes are about equally frequent; a stream's seed."""
+        if isinstance(self._feed, loading.Streamed):
+            return torch.randint(loading.MAX_SEED, (1,), generator=self._shuffle)
         if self._chances is None:
             return torch.randperm(self._num_train, generator=self._shuffle)
         return torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)

@@ -98,14 +98,31 @@ def remembered(arrays: Arrays, path: Path, name: str, make: Callable[[], JSON]) 
     """
     if arrays.mapped is None:
         return make()
-    file, mark = path.with_name(f"{path.stem}.{name}.json"), arrays.mapped.mark
-    with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
-        note = json.loads(file.read_bytes())
-        if note["of"] == mark:
-            found: JSON = note["found"]
-            return found
-    found = make()
-    write_whole(file, json.dumps({"of": mark, "found": found}).encode())
+    return noted(path.with_name(f"{path.stem}.{name}.json"), arrays.mapped.mark, make)
+
+
+def noted(file: Path, mark: object, make: Callable[[], JSON]) -> JSON:
+    """What `make` finds out about something, made once for each `mark` that it has.
+
+    Raises:
+        DataError: from `make`; nothing is written.
+        OSError: it can't be written down.
+    """
+    from filelock import FileLock
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            note = json.loads(file.read_bytes())
+            if note["of"] == mark:
+                found: JSON = note["found"]
+                return found
+        try:
+            found = make()
+        except DataError:
+            _leave_no_trace(file)
+            raise
+        write_whole(file, json.dumps({"of": mark, "found": found}).encode())
     return found
 
 

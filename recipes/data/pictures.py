@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -106,11 +107,20 @@ def _decode_all(files: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] 
             yield from pool.map(lambda file: _decoded(file, size), files[start : start + AT_ONCE])
 
 
-def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
+def decoded(content: bytes, size: int) -> NDArray[np.uint8] | str:
+    """A picture `(C, H, W)` from a file's bytes, or what is wrong with it; to be called from one thread or many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _decoded(content, size)
+
+
+def _decoded(file: Path | bytes, size: int) -> NDArray[np.uint8] | str:
     try:
         return _decode(file, size)
     except _BadPictureError as error:
         return str(error)
+    except MemoryError:  # which says nothing about the picture
+        raise
     except PermissionError:
         return "it may not be read"
     except UnidentifiedImageError:
@@ -119,11 +129,19 @@ def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _decode(file: Path, size: int) -> NDArray[np.uint8]:
+def _decode(file: Path | bytes, size: int) -> NDArray[np.uint8]:
+    if isinstance(file, bytes):
+        if not file:
+            raise _BadPictureError("it is empty")
+        return _unpack(io.BytesIO(file), size)
     if not file.is_file():  # a pipe or a device would block, or never end
         raise _BadPictureError("it is not a file" if file.exists() else "it does not exist")
     if not file.stat().st_size:
         raise _BadPictureError("it is empty")
+    return _unpack(file, size)
+
+
+def _unpack(file: Path | io.BytesIO, size: int) -> NDArray[np.uint8]:
     with Image.open(file, formats=FORMATS) as image:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:  # by the header, before anything is unpacked

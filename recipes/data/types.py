@@ -126,6 +126,13 @@ class Split:
         """Whether there are features in place of images."""
         return self.images.is_floating_point()
 
+    def check_random_access(self, what: str) -> None:
+        """Do nothing if images can be had in any order, as `what` needs.
+
+        Raises:
+            DataError: they come in a stream.
+        """
+
     def take(self, rows: torch.Tensor) -> torch.Tensor:
         """The images of these rows `(B,)`."""
         return self.images[rows]

@@ -479,3 +479,16 @@ def test_study_whose_data_changed_cannot_go_on():
     check_unchanged(study)
     with pytest.raises(UsageError, match=r"has changed: data: \w+… -> \w+…$"):
         check_unchanged(study.model_copy(update={"data_fingerprint": "f" * 64}))
+
+
+@pytest.mark.parametrize("argument", ["balance=sampler", "balance=none,sampler", "loading=resident"])
+def test_stream_refuses_what_needs_images_in_any_order(tmp_path, argument):
+    from tests.recipes.data.test_shards import write_shard
+
+    for name, start in (("train-0", 0), ("val-0", 10), ("test-0", 20)):
+        write_shard(tmp_path / "shards" / f"{name}.tar", range(start, start + 10))
+    with pytest.raises(UsageError, match=r"(sampler|resident) needs training images in any order; data"):
+        load(["recipe=mlp", f"data=shards:{tmp_path / 'shards'}", argument])
+    with pytest.raises(UsageError, match=r"recipe=transfer needs training images in any order; data"):
+        load(["recipe=transfer", f"data=shards:{tmp_path / 'shards'}"])
+    assert load(["recipe=mlp", f"data=shards:{tmp_path / 'shards'}", "balance=loss"]).data_fingerprint

@@ -92,7 +92,7 @@ def test_next_batch_is_fetched_before_the_present_one_is_worked_on():
             yield torch.tensor([number])
 
     labels = (torch.tensor([number]) for number in range(3))
-    seen = [(batch.images.item(), len(fetched)) for batch in loading.ahead(images(), labels, CPU)]
+    seen = [(batch.images.item(), len(fetched)) for batch in loading.ahead(zip(images(), labels, strict=True), CPU)]
     assert seen == [(0, 2), (1, 3), (2, 3)]
 
 
@@ -100,9 +100,9 @@ def test_workers_are_kept_over_passes_and_leave_the_global_generator_alone():
     loader = loading.Loader(Numbers(), 2, CPU)
     state = torch.get_rng_state()
     assert [found.item() for found in loader.run(range(9))] == list(range(9))
-    pids = loader._board[::2]
+    pids = loader._board[:-1:2]
     assert [found.item() for found in loader.run([3, 1])] == [3, 1]
-    assert loader._board[::2] == pids
+    assert loader._board[:-1:2] == pids
     assert len(set(pids)) == 2
     assert torch.equal(torch.get_rng_state(), state)
     del loader
@@ -138,7 +138,7 @@ def test_worker_that_fails_is_named_with_what_it_was_at_and_all_are_ended(quick,
         found.extend(item.item() for item in loader.run(range(20)))
     assert found == list(range(5 if happens != "die" else len(found))), "what a dead worker had ready may be lost"
     assert str(caught.value).isprintable()
-    pids = loader._board[::2]
+    pids = loader._board[:-1:2]
     assert all(pids)
     wait_until(lambda: not any(psutil.pid_exists(pid) for pid in pids))
 
@@ -169,7 +169,7 @@ from tests.support.sources import Numbers
 loader = loading.Loader(Numbers(), 2, torch.device("cpu"))
 passing = loader.run(range(1000))
 next(passing)
-print(*loader._board[::2], flush=True)
+print(*loader._board[:-1:2], flush=True)
 os.kill(os.getpid(), signal.SIGKILL)
 """
 
