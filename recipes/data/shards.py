@@ -114,7 +114,7 @@ def prepared(config: DatasetConfig, folder: str) -> Sharded:
     source = Source(key=f"{key} {chosen}", read=functools.partial(_read_whole, rest, about, index["warning"]))
     return Sharded(
         stream=stream,
-        train_labels=whole.labels[indices[0]],
+        train_labels=whole.labels[indices[0]].astype(np.int64),
         levels=_levels(index, in_train),
         rest=cache.prepared(source, path.with_name(f"{path.stem}-rest-{config.split_seed}.npz")),
         indices=indices,
