@@ -319,7 +319,7 @@ class _Promotion:
         from recipes.export import ExportError, inputs_of, parity
         from recipes.model_file import ModelFileError, restore_model
 
-        pictures = inputs_of(dataset.val.images[: worker.NUM_PARITY_IMAGES])
+        pictures = inputs_of(dataset.val.first(worker.NUM_PARITY_IMAGES))
         try:
             model, info, _ = restore_model(recipes.load(self._study.recipe), self._folder / BEST)
             return parity(model, info, onnx_file, pictures)
@@ -489,5 +489,5 @@ def _num_seen(dataset: Dataset, image_size: int, trained_on: Sequence[Mapping[st
         if other.data_fingerprint != entry["data_fingerprint"]:
             raise RefusedError(f"not promoted: data {entry['data']!r} is no longer what the champion was trained on")
         other = _load(dataset_of({**entry, "image_size": image_size}))
-        others += [other.train.images.numpy(), other.val.images.numpy()]
-    return num_shared(dataset.test.images.numpy(), others)
+        others += [other.train, other.val]
+    return num_shared(dataset.test.images.numpy(), (chunk.numpy() for split in others for chunk in split.chunks()))

@@ -34,7 +34,7 @@ from recipes.config import (
     make,
     objective_of,
 )
-from recipes.data import CSV, DataError, UnknownDataError, absolute, cache_folder, fingerprints
+from recipes.data import CSV, SHARDS, DataError, UnknownDataError, absolute, cache_folder, fingerprints
 from recipes.data import load as load_data
 
 if TYPE_CHECKING:
@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_NAME_BYTES = 255  # a study is a folder
 # What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
-PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile"})
+PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile", "loading", "loader_workers"})
 # Not of a study's identity: of data, what they are counts, which their fingerprint says, and not where they lie.
 UNIDENTIFYING_FIELDS = PLACEMENT_FIELDS | {"data"}
 # Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.
@@ -96,7 +96,9 @@ class Study(Part):
     @property
     def identity(self) -> dict[str, Any]:
         """What may not change under one name."""
-        kept = {name: value for name, value in self.fixed.items() if name not in UNIDENTIFYING_FIELDS}
+        # What order a stream is read in depends on who reads it.
+        left_out = UNIDENTIFYING_FIELDS - ({"loader_workers"} if self.data.startswith(SHARDS) else set())
+        kept = {name: value for name, value in self.fixed.items() if name not in left_out}
         return {
             "recipe": Path(self.recipe).stem,  # where its file lies does not matter, what it says does
             "code": self.code_hash,
@@ -145,6 +147,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
         config, flat = ({**values, **{key: defaults[key] for key in useless}} for values in (config, flat))
     _check_loss(recipe, config, space)
     _check_colours(recipe, config, space)
+    _check_stream(config, space)
     return Study(
         name=name,
         recipe=str(Path(recipe.reference).resolve()) if recipe.reference.endswith(".py") else recipe.reference,
@@ -440,6 +443,15 @@ def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: 
         check_channels(AugmentConfig.model_validate(strongest), load_data(dataset_of(config)).info)
     except ValueError as error:
         raise UsageError(str(error)) from error
+
+
+def _check_stream(config: Mapping[str, Scalar], space: Space) -> None:
+    """See that nothing is asked of a stream that needs its images in any order."""
+    if not str(config.get("data", "")).startswith(SHARDS):
+        return
+    for key, value in (("balance", "sampler"), ("loading", "resident")):
+        if value in (space[key].ends() if key in space else [config.get(key)]):
+            raise UsageError(f"{key}={value} needs training images in any order; data {config['data']!r} is a stream")
 
 
 def _check_device(config: Mapping[str, Scalar]) -> None:

@@ -189,14 +189,14 @@ def _export(spec: ExportSpec) -> Exported:
         path = folder / ONNX_FILE
         about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
         export_onnx(model, info, path, about)
-        images = data.load(dataset_of(spec.config)).val.images
+        images = data.load(dataset_of(spec.config)).val.first(NUM_PARITY_IMAGES)
         return Exported(
             trial=spec.trial,
             attempt=spec.attempt,
             file=ONNX_FILE,
             sha256=sha256_of(path),
             size_bytes=path.stat().st_size,
-            max_difference=parity(model, info, path, inputs_of(images[:NUM_PARITY_IMAGES])),
+            max_difference=parity(model, info, path, inputs_of(images)),
         )
     except Exception as error:  # whatever a recipe's model does to the exporter, the trial's result stands
         log.warning("trial %d was not exported", spec.trial, exc_info=True)

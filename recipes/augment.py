@@ -29,6 +29,7 @@ from torch.nn.functional import pad
 from recipes import trivial
 from recipes.colour import check_channels, random_jitter, random_noise
 from recipes.config import AugmentConfig
+from recipes.data import Loaded
 from recipes.geometry import compose, random_boxes, random_resized_crop, random_rotation, resample
 from recipes.mixing import mix
 
@@ -41,7 +42,9 @@ if TYPE_CHECKING:
 class Batches:
     """Rows of a split as a model takes them; features are handed on as they are.
 
-    `augment` and `generator` are for training: every call with random changes advances the generator.
+    `augment` and `generator` are for training: every call with random changes advances the generator. With
+    `loaded_on`, batches come as `Loaded` on that device, and the split's own images may lie anywhere: the same draws,
+    the same bits.
 
     Raises:
         ValueError: `augment` changes colours, and the images have none.
@@ -55,26 +58,31 @@ class Batches:
         memory_format: torch.memory_format,
         augment: AugmentConfig | None = None,
         generator: torch.Generator | None = None,
+        loaded_on: torch.device | None = None,
     ) -> None:
         self._split = split
         self._augment = augment or AugmentConfig()
         self._generator = generator
         self._memory_format = memory_format
         self._num_classes = info.num_classes
-        self._is_features = split.images.is_floating_point()
+        self._is_features = split.is_features
         if not self._is_features:
             check_channels(self._augment, info)
-            self._windows = crop_windows(split.images, self._augment.crop)
-            self._mean = torch.tensor(info.mean, device=split.images.device).view(-1, 1, 1) * 255
-            self._scale = 1 / (torch.tensor(info.std, device=split.images.device).view(-1, 1, 1) * 255)
+            if loaded_on is None:
+                self._windows = crop_windows(split.images, self._augment.crop)
+            device = loaded_on or split.images.device
+            self._mean = torch.tensor(info.mean, device=device).view(-1, 1, 1) * 255
+            self._scale = 1 / (torch.tensor(info.std, device=device).view(-1, 1, 1) * 255)
 
-    def __call__(self, rows: Tensor) -> tuple[Tensor, Tensor]:
-        """Images `(B, C, H, W)` float (or features) and labels `(B,)` of the rows; mixed, probabilities `(B, K)`."""
-        labels = self._split.labels[rows]
+    def __call__(self, batch: Tensor | Loaded) -> tuple[Tensor, Tensor]:
+        """Images `(B, C, H, W)` float (or features) and labels `(B,)` of rows `(B,)`, or of a batch that was loaded.
+
+        Where images are mixed, the labels are probabilities `(B, K)`.
+        """
+        images, labels = self._cropped(batch)
         if self._is_features:
-            return self._split.images[rows], labels
+            return images, labels
         config, generator = self._augment, self._generator
-        images = random_crop(self._windows, rows, generator)
         if config.flip:
             images = random_flip(images, config.flip, generator)
         if config.vertical_flip:
@@ -88,6 +96,18 @@ class Batches:
         if config.mixup or config.cutmix:
             return mix(images, labels, self._num_classes, config, generator)
         return images, labels
+
+    def _cropped(self, batch: Tensor | Loaded) -> tuple[Tensor, Tensor]:
+        """Images as they are kept, but for where they are cut, and labels."""
+        if not isinstance(batch, Loaded):
+            labels = self._split.labels[batch]
+            if self._is_features:
+                return self._split.images[batch], labels
+            return random_crop(self._windows, batch, self._generator), labels
+        if self._is_features or not self._augment.crop:
+            return batch.images, batch.labels
+        rows = torch.arange(len(batch), device=batch.images.device)
+        return random_crop(crop_windows(batch.images, self._augment.crop), rows, self._generator), batch.labels
 
 
 def crop_windows(images: Tensor, padding: int) -> Tensor:

@@ -31,7 +31,7 @@ class Part(BaseModel):
 class DatasetConfig(Part):
     """Which images, and how they are split; both belong to a study's identity."""
 
-    data: str = Field("digits", description="data set: a name, folder:PATH or csv:PATH")
+    data: str = Field("digits", description="data set: a name, folder:PATH, csv:PATH or shards:PATH")
     split_seed: int = Field(0, ge=0, le=MAX_SEED, description="seed of the stratified 60/20/20 split")
     image_size: int = Field(
         0, ge=0, le=8192, description="pixels a side that pictures are squashed to once; 0 leaves them as they are"
@@ -150,6 +150,15 @@ class FitConfig(Part):
     activation_checkpointing: bool = Field(
         False,
         description="keep less of the forward pass and compute it again: less memory, more time, same numbers",
+    )
+    loading: Literal["auto", "resident", "workers"] = Field(
+        "auto", description="images on the device (resident) or brought batch by batch; auto: resident where they fit"
+    )
+    loader_workers: int = Field(
+        2, ge=0, le=64, description="processes that bring batches; 0 loads in the training process"
+    )
+    shuffle_buffer: int = Field(
+        2048, gt=0, description="images of a stream (shards:PATH) that the next one is drawn from"
     )
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
 

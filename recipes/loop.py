@@ -91,7 +91,7 @@ def _fit(
     """Train in this process: the whole, or a rank's share, of which the first rank keeps the checkpoints."""
     group = ranks.current(config.fit.devices)
     device = choose_device(config.fit.device)
-    dataset = (dataset or data.load(config.dataset)).to(device)
+    dataset = dataset or data.load(config.dataset)
     seed_all(config.fit.seed)
     training = Training(config, build_model(config, dataset.info), dataset, device, group)
     if attempt is None:

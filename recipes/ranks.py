@@ -31,6 +31,8 @@ from recipes.device import seed_all
 if TYPE_CHECKING:
     from collections.abc import Mapping
 
+    from recipes.loading import BatchT
+
 PLAIN_NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 
@@ -46,9 +48,9 @@ class Ranks:
         if num_images < self.count:
             raise ValueError(f"devices={self.count} cannot share a batch of {num_images} image(s)")
 
-    def share(self, rows: Tensor) -> Tensor:
-        """The part of rows `(B,)` that is this rank's."""
-        return rows if self.count == 1 else rows.tensor_split(self.count)[self.number]
+    def share(self, batch: BatchT) -> BatchT:
+        """The part of a batch that is this rank's."""
+        return batch if self.count == 1 else batch.tensor_split(self.count)[self.number]
 
     def sum(self, values: Tensor) -> Tensor:
         """The sum over all ranks, in place."""

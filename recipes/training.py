@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import nn
 
-from recipes import losses, optim, tasks
+from recipes import loading, losses, optim, tasks
 from recipes.augment import Batches
 from recipes.config import OBJECTIVES
 from recipes.device import allow_tf32, random_states, set_random_states
@@ -22,12 +22,13 @@ from recipes.ranks import ALONE, Ranks
 from recipes.recompute import recompute
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from torch import Tensor
 
     from recipes.config import TrainConfig
-    from recipes.data import Dataset
+    from recipes.data import Dataset, Loaded
+    from recipes.loading import BatchT
     from recipes.profiling import Profiler
 
 # Validation keeps nothing for a backward pass, so that several times as many images fit.
@@ -72,15 +73,23 @@ class Training:
         shuffle_seed, augment_seed = np.random.SeedSequence(config.fit.seed).generate_state(2).tolist()
         self._shuffle = torch.Generator().manual_seed(shuffle_seed)
         self._augment = torch.Generator(device).manual_seed(augment_seed)
+        self._feed, dataset = loading.feed(dataset, config, device)
+        loaded_on = None if isinstance(self._feed, loading.Resident) else device
         self._train_batches = Batches(
-            dataset.train, dataset.info, memory_format=layout, augment=config.augment, generator=self._augment
+            dataset.train,
+            dataset.info,
+            memory_format=layout,
+            augment=config.augment,
+            generator=self._augment,
+            loaded_on=loaded_on,
         )
-        self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout)
-        self._loss = losses.Loss(config.optim, dataset.train.labels, dataset.info)
+        self._val_batches = Batches(dataset.val, dataset.info, memory_format=layout, loaded_on=loaded_on)
+        self._loss = losses.Loss(config.optim, dataset.train.labels.to(device), dataset.info)
         self.objective = OBJECTIVES[dataset.info.task]
-        self._judge = tasks.judge(dataset.info, dataset.val.labels)
+        self._judge = tasks.judge(dataset.info, dataset.val.labels.to(device))
         self._chances = None  # of each image to be drawn; None draws each once
         if config.optim.balance == "sampler":
+            dataset.train.check_random_access("balance=sampler")
             labels = dataset.train.labels
             self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
         self.profiler: Profiler | None = None
@@ -111,7 +120,7 @@ class Training:
 
     def size(self) -> dict[str, float]:
         """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
-        return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
+        return size(self._model, self._val_batches(self._feed.first())[0])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses of this rank, on the device, and the last learning rate."""
@@ -119,7 +128,7 @@ class Training:
         total = torch.zeros((), device=self._device)
         num_drops = optim.num_plateau_drops(self._config.optim, val_losses)
         # Equal parts: a short last batch would be a noisy step, and one image has no variance for a batch norm.
-        for rows in self._order().tensor_split(self._steps_per_epoch):
+        for num_images, parts in self._feed.train(self._order(), self._steps_per_epoch, self._own):
             lr = optim.learning_rate(
                 self._config.optim,
                 step=self._step,
@@ -128,30 +137,30 @@ class Training:
                 num_drops=num_drops,
             )
             optim.set_learning_rate(self._optimizer, lr)
-            total += self._train_step(rows) * len(rows)
+            total += self._train_step(parts, num_images) * num_images
         self._ranks.align(self._model)
         if self._average is not None:
             self._ranks.align(self._average.model)
         return total, lr
 
     def _order(self) -> Tensor:
-        """The rows of an epoch: each once, or drawn so that classes are about equally frequent."""
+        """The rows of an epoch, each once, or drawn so that classes are about equally frequent; a stream's seed."""
+        if isinstance(self._feed, loading.Streamed):
+            return torch.randint(loading.MAX_SEED, (1,), generator=self._shuffle)
         if self._chances is None:
-            order = torch.randperm(self._num_train, generator=self._shuffle)
-        else:
-            order = torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
-        return order.to(self._device)
+            return torch.randperm(self._num_train, generator=self._shuffle)
+        return torch.multinomial(self._chances, self._num_train, replacement=True, generator=self._shuffle)
 
-    def _train_step(self, rows: Tensor) -> Tensor:
-        """One step on a batch; its mean loss, or this rank's part of that."""
+    def _own(self, batch: BatchT) -> list[BatchT]:
+        """The parts that a batch is computed in, of each what is this rank's."""
+        num_parts = min(self._config.fit.accumulate, len(batch) // self._ranks.count)
+        return [self._ranks.share(part) for part in batch.tensor_split(num_parts)]
+
+    def _train_step(self, parts: Sequence[Tensor | Loaded], num_images: int) -> Tensor:
+        """One step on a batch of so many images, of which a rank has its parts; their part of its mean loss."""
         config, optimizer, scaler = self._config.optim, self._optimizer, self._scaler
-        num_parts = min(self._config.fit.accumulate, len(rows) // self._ranks.count)
-        if num_parts == 1:
-            loss = self._backward(rows, 1.0)
-        else:
-            parts = rows.tensor_split(num_parts)
-            terms = [self._backward(part, len(part) / len(rows), is_last=part is parts[-1]) for part in parts]
-            loss = torch.stack(terms).sum()
+        terms = [self._backward(part, num_images, is_last=part is parts[-1]) for part in parts]
+        loss = terms[0] if len(terms) == 1 else torch.stack(terms).sum()
         if config.clip_norm or config.clip_value:
             scaler.unscale_(optimizer)  # type: ignore[arg-type]
         if config.clip_value:
@@ -168,18 +177,16 @@ class Training:
             self.profiler.step()
         return loss
 
-    def _backward(self, rows: Tensor, share: float, *, is_last: bool = True) -> Tensor:
-        """Add the gradients of rows that are this share of a batch; the same share of their mean loss.
+    def _backward(self, part: Tensor | Loaded, num_images: int, *, is_last: bool) -> Tensor:
+        """Add the gradients of a part of a batch of so many images; its part of the batch's mean loss.
 
-        A rank does so with its part of the rows, and in the last part of a batch averages over the ranks.
+        In the last part of a batch gradients are averaged over the ranks.
         """
-        own = self._ranks.share(rows)
-        share *= len(own) / len(rows)
-        images, targets = self._train_batches(own)
+        images, targets = self._train_batches(part)
         with self._ranks.accumulating(self._wrapped, is_last=is_last):
             loss = self._loss(self._forward(self._wrapped, images), targets)
-            if share < 1:
-                loss = loss * share
+            if len(part) < num_images:
+                loss = loss * (len(part) / num_images)
             self._scaler.scale(self._ranks.scale(loss)).backward()  # type: ignore[no-untyped-call]
         return loss.detach()
 
@@ -189,9 +196,9 @@ class Training:
         model = self._model if self._average is None else self._average.model
         model.eval()
         sums = []
-        rows = self._ranks.share(torch.arange(self._num_val, device=self._device))
-        for part in torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
-            images, targets = self._val_batches(part)
+        rows = self._ranks.share(torch.arange(self._num_val))
+        for batch in self._feed.val(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR):
+            images, targets = self._val_batches(batch)
             sums.append(self._judge.sums(self._forward(model, images), targets))
         return torch.stack(sums).sum(0)
 

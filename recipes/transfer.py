@@ -162,7 +162,12 @@ def check(config: Config) -> None:
 
     Raises:
         InitError: no such network, or no weights for it here; the message says which file to put where.
+        ValueError: the data are a stream.
     """
+    if config.dataset.data.startswith(data.SHARDS):
+        raise ValueError(
+            f"recipe=transfer needs training images in any order; data {config.dataset.data!r} is a stream"
+        )
     if config.model.init != "imagenet":  # whose weights came with the installation
         load(config.model.init, config.model.input_size, trained=config.model.pretrained)
 
@@ -219,6 +224,7 @@ def with_features(config: Config) -> Dataset:
     Who finds them missing computes them while all others wait; the test images are left as they are.
     """
     dataset = data.load(config.dataset)
+    dataset.train.check_random_access("recipe=transfer")
     path = data.cache_folder() / f"features-{_features_key(config.model, dataset)}.safetensors"
     path.parent.mkdir(parents=True, exist_ok=True)
     with FileLock(path.with_suffix(".lock")):

@@ -13,14 +13,18 @@ import tempfile
 import zipfile
 from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import numpy as np
 
 from recipes.config import DatasetConfig
+from recipes.data import stored
 from recipes.data.types import Arrays, DataError, Labels, columns_from_json, task_from
+from recipes.files import write_whole
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from recipes.data.types import Source
 
 log = logging.getLogger(__name__)
@@ -28,6 +32,8 @@ log = logging.getLogger(__name__)
 # They decide which image is where, and how files came here; not what the arrays hold.
 NOT_IN_NAME = {"split_seed", "download"}
 MAX_SLUG_LENGTH = 40
+
+JSON = TypeVar("JSON")
 
 
 def cache_folder() -> Path:
@@ -78,6 +84,45 @@ def _prepare(source: Source, path: Path) -> Arrays:
                 _leave_no_trace(path)
                 raise
             _write(path, found, source.key)
+            if isinstance(found.images, np.memmap):  # in a file without a name, as large as the one it was copied to
+                found = _read(path, source.key)
+                assert found is not None, "it has just been written"
+    return found
+
+
+def remembered(arrays: Arrays, path: Path, name: str, make: Callable[[], JSON]) -> JSON:
+    """What `make` finds out about arrays; of those that are mapped from `path`, only once.
+
+    Raises:
+        OSError: it can't be written down.
+    """
+    if arrays.mapped is None:
+        return make()
+    return noted(path.with_name(f"{path.stem}.{name}.json"), arrays.mapped.mark, make)
+
+
+def noted(file: Path, mark: object, make: Callable[[], JSON]) -> JSON:
+    """What `make` finds out about something, made once for each `mark` that it has.
+
+    Raises:
+        DataError: from `make`; nothing is written.
+        OSError: it can't be written down.
+    """
+    from filelock import FileLock
+
+    file.parent.mkdir(parents=True, exist_ok=True)
+    with FileLock(file.with_suffix(".lock")):
+        with contextlib.suppress(FileNotFoundError, ValueError, KeyError, TypeError):
+            note = json.loads(file.read_bytes())
+            if note["of"] == mark:
+                found: JSON = note["found"]
+                return found
+        try:
+            found = make()
+        except DataError:
+            _leave_no_trace(file)
+            raise
+        write_whole(file, json.dumps({"of": mark, "found": found}).encode())
     return found
 
 
@@ -90,7 +135,10 @@ def _leave_no_trace(path: Path) -> None:
 
 
 def _read(path: Path, key: str) -> Arrays | None:
-    """The arrays at `path`, if they are there, whole, and made of what is there now."""
+    """The arrays at `path`, if they are there, whole, and made of what is there now.
+
+    What is read is held against its checksums; images that are only mapped are not.
+    """
     try:
         with np.load(path) as file:
             if "key" in file and str(file["key"]) != key:
@@ -104,7 +152,9 @@ def _read(path: Path, key: str) -> Arrays | None:
                 columns=columns_from_json(json.loads(str(file["columns"]))),
             )
             warning = str(file["warning"]) if "warning" in file else ""
-            return Arrays(images=file["images"], about=about, warning=warning)
+            mapped = stored.in_archive(path, "images")
+            images = file["images"] if mapped is None else mapped.array
+            return Arrays(images=images, about=about, warning=warning, mapped=mapped)
     except FileNotFoundError:
         return None
     except (zipfile.BadZipFile, ValueError, KeyError, EOFError) as error:

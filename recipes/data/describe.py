@@ -10,15 +10,22 @@ import numpy as np
 from recipes.data.types import ImageInfo
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from numpy.typing import NDArray
 
     from recipes.data.types import Arrays, Column
 
+CHUNK_BYTES = 1 << 22  # of pixels, which are counted as eight times as many
 
-def info(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:
-    """What a model must know of them; all means and spreads are of these rows, the training split's."""
+
+def info(arrays: Arrays, train: NDArray[np.int64], counts: Sequence[Sequence[int]] | None = None) -> ImageInfo:
+    """What a model must know of them; all means and spreads are of these rows, the training split's.
+
+    `counts` is what `levels` says of them, where that is known.
+    """
     about = arrays.about
-    found = _of_rows(arrays, train) if about.columns else _of_images(arrays, train)
+    found = _of_rows(arrays, train) if about.columns else of_images(arrays, counts or levels(arrays.images, train))
     if about.task != "regression":
         return found
     mean, std = _moments(about.labels[train])
@@ -35,10 +42,21 @@ def standardised(
     return scaled.astype(np.float32)
 
 
-def _of_images(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:
+def levels(images: NDArray[np.generic], rows: NDArray[np.int64]) -> list[list[int]]:
+    """How many pixels of each channel of images `(N, C, H, W)` uint8 have each of the 256 levels."""
+    counts = np.zeros((images.shape[1], 256), np.int64)
+    at_once = max(1, CHUNK_BYTES // max(1, images[:1].nbytes))
+    for start in range(0, len(rows), at_once):
+        chunk = np.asarray(images[rows[start : start + at_once]])
+        counts += [np.bincount(chunk[:, channel].ravel(), minlength=256) for channel in range(images.shape[1])]
+    found: list[list[int]] = counts.tolist()
+    return found
+
+
+def of_images(arrays: Arrays, counts: Sequence[Sequence[int]]) -> ImageInfo:
+    """What a model must know of images of whose training split `levels` found these counts."""
     _, channels, height, width = arrays.images.shape
-    # A channel at a time, in counts of its 256 levels: whole data sets as float64 would be eight times their size.
-    moments = [_mean_and_std(arrays.images[train, channel]) for channel in range(channels)]
+    moments = [_mean_and_std(np.array(of_channel)) for of_channel in counts]
     return ImageInfo(
         channels=channels,
         height=height,
@@ -51,10 +69,9 @@ def _of_images(arrays: Arrays, train: NDArray[np.int64]) -> ImageInfo:
     )
 
 
-def _mean_and_std(pixels: NDArray[np.uint8]) -> tuple[float, float]:
-    """Of pixels `(N, H, W)`, from 0 to 1."""
-    counts = sum(np.bincount(chunk.ravel(), minlength=256) for chunk in np.array_split(pixels, len(pixels) // 1024 + 1))
-    levels, total = np.arange(256) / 255, pixels.size
+def _mean_and_std(counts: NDArray[np.int64]) -> tuple[float, float]:
+    """Of pixels of which so many `(256,)` have each level, from 0 to 1."""
+    levels, total = np.arange(256) / 255, counts.sum()
     mean = float(counts @ levels / total)
     variance = float(counts @ (levels - mean) ** 2 / total)
     # A channel of one value has no spread to divide by; one grey level does no harm.

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
@@ -10,11 +11,13 @@ from typing import TYPE_CHECKING
 import numpy as np
 from PIL import Image, ImageOps, UnidentifiedImageError
 
+from recipes.data.cache import cache_folder
 from recipes.data.splits import divisible, limited
+from recipes.data.stored import Pile
 from recipes.data.types import Arrays, DataError, Labels
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Sequence
+    from collections.abc import Callable, Iterator, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -25,6 +28,7 @@ SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", 
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
 # Changed when the same files give other arrays: those in a cache are then made again.
 VERSION = 1
+AT_ONCE = 32  # pictures decoded before they are taken: large ones have 36 MB each
 GREY_MODES = ("1", "L", "LA", "La", "I")
 MAX_DEEP = 2**16 - 1
 
@@ -42,18 +46,22 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
     """
     chosen = limited(about, config.limit)
     files, about = [files[index] for index in chosen], about.take(chosen)
-    found = _decode_all(files, config.image_size)
-    bad = [(file, picture) for file, picture in zip(files, found, strict=True) if isinstance(picture, str)]
+    pile, sizes, reasons = Pile(cache_folder()), _Sizes(root), dict[int, str]()
+    for index, picture in enumerate(_decode_all(files, config.image_size)):
+        if isinstance(picture, str):
+            reasons[index] = picture
+        elif sizes.fits(files[index], picture):
+            pile.add(picture)
+    bad = [(files[index], reason) for index, reason in reasons.items()]
     told = _told(config.data, bad, len(files), root) if bad else ""
     if bad and config.on_bad_image == "fail":
         raise DataError(f"{told}; on_bad_image=skip leaves them out")
-    kept = np.array([index for index, picture in enumerate(found) if not isinstance(picture, str)], np.int64)
-    pictures = [picture for picture in found if not isinstance(picture, str)]
-    if not pictures:
+    kept = np.array([index for index in range(len(files)) if index not in reasons], np.int64)
+    if not len(kept):
         raise DataError(f"data {config.data!r}: there is no image")
-    _check_sizes([files[index] for index in kept], pictures, root)
+    sizes.check()
     warning = f"{told}; they are left out" if told else ""
-    return divisible(Arrays(images=_stacked(pictures), about=about.take(kept), warning=warning), config)
+    return divisible(Arrays(images=pile.array(), about=about.take(kept), warning=warning), config)
 
 
 def fitted(read_all: Callable[[], Arrays], config: DatasetConfig) -> Arrays:
@@ -91,18 +99,28 @@ def _to_eight_bits(image: Image.Image) -> Image.Image:
     return Image.fromarray((levels >> 8).astype(np.uint8))
 
 
-def _decode_all(files: Sequence[Path], size: int) -> list[NDArray[np.uint8] | str]:
+def _decode_all(files: Sequence[Path], size: int) -> Iterator[NDArray[np.uint8] | str]:
     """The picture `(C, H, W)` of each file, or what is wrong with it; Pillow decodes without Python's lock."""
     with warnings.catch_warnings(), ThreadPoolExecutor(os.cpu_count()) as pool:
         warnings.simplefilter("ignore")  # of bombs, which we refuse ourselves, and of harmless oddities in files
-        return list(pool.map(lambda file: _decoded(file, size), files))
+        for start in range(0, len(files), AT_ONCE):  # all of them would lie in memory until the first are taken
+            yield from pool.map(lambda file: _decoded(file, size), files[start : start + AT_ONCE])
 
 
-def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
+def decoded(content: bytes, size: int) -> NDArray[np.uint8] | str:
+    """A picture `(C, H, W)` from a file's bytes, or what is wrong with it; to be called from one thread or many."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        return _decoded(content, size)
+
+
+def _decoded(file: Path | bytes, size: int) -> NDArray[np.uint8] | str:
     try:
         return _decode(file, size)
     except _BadPictureError as error:
         return str(error)
+    except MemoryError:  # which says nothing about the picture
+        raise
     except PermissionError:
         return "it may not be read"
     except UnidentifiedImageError:
@@ -111,11 +129,19 @@ def _decoded(file: Path, size: int) -> NDArray[np.uint8] | str:
         return str(error).splitlines()[0] if str(error) else type(error).__name__
 
 
-def _decode(file: Path, size: int) -> NDArray[np.uint8]:
+def _decode(file: Path | bytes, size: int) -> NDArray[np.uint8]:
+    if isinstance(file, bytes):
+        if not file:
+            raise _BadPictureError("it is empty")
+        return _unpack(io.BytesIO(file), size)
     if not file.is_file():  # a pipe or a device would block, or never end
         raise _BadPictureError("it is not a file" if file.exists() else "it does not exist")
     if not file.stat().st_size:
         raise _BadPictureError("it is empty")
+    return _unpack(file, size)
+
+
+def _unpack(file: Path | io.BytesIO, size: int) -> NDArray[np.uint8]:
     with Image.open(file, formats=FORMATS) as image:
         limit = Image.MAX_IMAGE_PIXELS
         if limit is not None and image.width * image.height > limit:  # by the header, before anything is unpacked
@@ -132,24 +158,32 @@ def _resized(image: NDArray[np.uint8], size: int) -> NDArray[np.uint8]:
     return np.stack([np.asarray(plane) for plane in planes])
 
 
-def _stacked(pictures: Sequence[NDArray[np.uint8]]) -> NDArray[np.uint8]:
-    """Pictures `(C, H, W)` of one height and width as `(N, C, H, W)`, with three channels if any has them."""
-    channels = max(len(picture) for picture in pictures)
-    images = np.empty((len(pictures), channels, *pictures[0].shape[1:]), np.uint8)
-    for image, picture in zip(images, pictures, strict=True):
-        image[:] = picture
-    return images
+class _Sizes:
+    """Whether pictures are all of the size of the first."""
 
+    def __init__(self, root: Path) -> None:
+        self._root, self._first, self._other = root, "", ""
+        self._size: tuple[int, ...] = ()
 
-def _check_sizes(files: Sequence[Path], pictures: Sequence[NDArray[np.uint8]], root: Path) -> None:
-    first = pictures[0].shape[1:]
-    for file, picture in zip(files, pictures, strict=True):
-        if picture.shape[1:] != first:
-            (height, width), (other_height, other_width) = first, picture.shape[1:]
-            raise DataError(
-                f"{_shown(files[0], root)} has {width} x {height} pixels, {_shown(file, root)} has "
-                f"{other_width} x {other_height}; give image_size= to bring all to one size"
-            )
+    def fits(self, file: Path, picture: NDArray[np.uint8]) -> bool:
+        """Whether a picture `(C, H, W)` does; the first that does not is remembered."""
+        height, width = picture.shape[1:]
+        described = f"{_shown(file, self._root)} has {width} x {height}"
+        self._size = self._size or (height, width)
+        self._first = self._first or described
+        if (height, width) == self._size:
+            return True
+        self._other = self._other or described
+        return False
+
+    def check(self) -> None:
+        """Do nothing if all did.
+
+        Raises:
+            DataError: one did not.
+        """
+        if self._other:
+            raise DataError(f"{self._first} pixels, {self._other}; give image_size= to bring all to one size")
 
 
 def _told(name: str, bad: Sequence[tuple[Path, object]], count: int, root: Path) -> str:

@@ -7,13 +7,16 @@ from dataclasses import asdict, dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Mapping
+    from collections.abc import Callable, Iterable, Iterator, Mapping
 
     import numpy as np
     import torch
     from numpy.typing import NDArray
 
+    from recipes.data.stored import Mapped
+
 Task = Literal["classification", "multilabel", "regression"]
+CHUNK_BYTES = 1 << 24
 TRAIN, VAL, TEST = range(3)
 PART_NAMES = {"train": TRAIN, "val": VAL, "valid": VAL, "validation": VAL, "test": TEST}
 
@@ -113,6 +116,65 @@ class Split:
         """The same on `device`."""
         return Split(images=self.images.to(device), labels=self.labels.to(device))
 
+    @property
+    def num_bytes(self) -> int:
+        """What its images take up."""
+        return self.images.nbytes
+
+    @property
+    def is_features(self) -> bool:
+        """Whether there are features in place of images."""
+        return self.images.is_floating_point()
+
+    def check_random_access(self, what: str) -> None:
+        """Do nothing if images can be had in any order, as `what` needs.
+
+        Raises:
+            DataError: they come in a stream.
+        """
+
+    def take(self, rows: torch.Tensor) -> torch.Tensor:
+        """The images of these rows `(B,)`."""
+        return self.images[rows]
+
+    def first(self, count: int) -> torch.Tensor:
+        """The first images, at most so many."""
+        return self.take(self._numbers(0, count))
+
+    def chunks(self) -> Iterator[torch.Tensor]:
+        """All images in order, a few megabytes at a time."""
+        size = max(1, CHUNK_BYTES * len(self.labels) // max(1, self.num_bytes))
+        for start in range(0, len(self.labels), size):
+            yield self.take(self._numbers(start, start + size))
+
+    def _numbers(self, start: int, end: int) -> torch.Tensor:
+        import torch
+
+        return torch.arange(start, min(end, len(self.labels)), device=self.labels.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Loaded:
+    """A batch on the device, before any change: images (or features) and labels as in a split."""
+
+    images: torch.Tensor
+    labels: torch.Tensor
+
+    def __len__(self) -> int:
+        return len(self.labels)
+
+    def tensor_split(self, num_parts: int) -> list[Loaded]:
+        """Parts of nearly equal size, in order, as `torch.tensor_split` makes them."""
+        pairs = zip(self.images.tensor_split(num_parts), self.labels.tensor_split(num_parts), strict=True)
+        return [Loaded(images=images, labels=labels) for images, labels in pairs]
+
+    def split(self, sizes: list[int]) -> list[Loaded]:
+        """Parts of these sizes, in order."""
+        import torch
+
+        pairs = zip(torch.split(self.images, sizes), torch.split(self.labels, sizes), strict=True)
+        return [Loaded(images=images, labels=labels) for images, labels in pairs]
+
 
 @dataclass(frozen=True, kw_only=True)
 class Dataset:
@@ -156,11 +218,13 @@ class Arrays:
     """A whole data set: images `(N, C, H, W)` uint8, what they are, and what its owner should be told whenever used.
 
     In place of images a table has rows `(N, F)` float32: numbers, NaN where one is missing, and numbers of categories.
+    Where there are too many to be read whole, the images are those of `mapped`.
     """
 
     images: NDArray[np.uint8] | NDArray[np.float32]
     about: Labels
     warning: str = ""
+    mapped: Mapped | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -503,3 +503,16 @@ def test_cifar10_is_searched_with_a_schedule_and_augmentation_of_its_own(tmp_pat
     assert (found.fixed["schedule"], found.fixed["optimizer"], found.fixed["flip"]) == ("onecycle", "sgd", 0.5)
     assert {"crop", "cutout", "label_smoothing", "weight_decay"} <= found.space.keys()
     assert load(["recipe=cnn"]).fixed["schedule"] == "cosine"
+
+
+@pytest.mark.parametrize("argument", ["balance=sampler", "balance=none,sampler", "loading=resident"])
+def test_stream_refuses_what_needs_images_in_any_order(tmp_path, argument):
+    from tests.recipes.data.test_shards import write_shard
+
+    for name, start in (("train-0", 0), ("val-0", 10), ("test-0", 20)):
+        write_shard(tmp_path / "shards" / f"{name}.tar", range(start, start + 10))
+    with pytest.raises(UsageError, match=r"(sampler|resident) needs training images in any order; data"):
+        load(["recipe=mlp", f"data=shards:{tmp_path / 'shards'}", argument])
+    with pytest.raises(UsageError, match=r"recipe=transfer needs training images in any order; data"):
+        load(["recipe=transfer", f"data=shards:{tmp_path / 'shards'}"])
+    assert load(["recipe=mlp", f"data=shards:{tmp_path / 'shards'}", "balance=loss"]).data_fingerprint

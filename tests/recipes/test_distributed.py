@@ -24,6 +24,7 @@ from recipes.device import check_devices
 from recipes.loop import Attempt
 from recipes.ranks import Ranks
 from recipes.training import DivergedError
+from tests.recipes.data.test_shards import write_shard
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -92,7 +93,7 @@ def rank(number: int) -> psutil.Process:
             "mlp",
             {"batch_norm": False, "dropout": 0.0, "optimizer": "sgd", "lr": 0.05, "accumulate": 4, "clip_value": 0.1},
         ),
-        ("vit", {"crop": 0, "dim": 32, "depth": 2, "ema": 0.9}),
+        ("vit", {"crop": 0, "dim": 32, "depth": 2, "ema": 0.9, "loading": "workers", "accumulate": 2}),
         ("cnn", {"crop": 0, "width": 8, "optimizer": "muon", "balance": "sampler", "activation_checkpointing": True}),
     ],
 )
@@ -106,6 +107,16 @@ def test_two_processes_reach_the_losses_of_one(name, values, tmp_path):
     model, _, metadata = model_file.restore_model(recipes.load(name), tmp_path / "best.safetensors")
     assert metadata["config"]["devices"] == 2
     assert not [key for key in model.state_dict() if key.startswith("module.")]
+
+
+@pytest.mark.slow
+def test_two_processes_share_the_batches_of_a_stream(tmp_path):
+    for name, start in (("train-0", 0), ("train-1", 20), ("val-0", 40), ("test-0", 50)):
+        write_shard(tmp_path / "shards" / f"{name}.tar", range(start, start + 20))
+    values = {"data": f"shards:{tmp_path / 'shards'}", "limit": 0, "batch_size": 16, "crop": 0, "width": 4}
+    one, two = (list(run("cnn", epochs=2, devices=devices, **values)) for devices in (1, 2))
+    for ours, theirs in zip(two, one, strict=True):
+        assert ours.metrics == pytest.approx(theirs.metrics, abs=1e-5, rel=0)
 
 
 @pytest.mark.slow

@@ -251,7 +251,7 @@ def test_random_weights_are_not_frozen_and_a_file_is_not_random(tmp_path):
     with pytest.raises(ValidationError, match="pretrained=false needs freeze=false"):
         make(transfer.Config, {"pretrained": False})
     config = make(transfer.Config, {"init": str(tmp_path / "a.safetensors"), "pretrained": False, "freeze": False})
-    with pytest.raises(InitError, match=r"a\.safetensors is weights and nothing else; pretrained=false takes"):
+    with pytest.raises(InitError, match=r"a\.safetensors is nothing but weights; pretrained=false takes"):
         transfer.check(config)
 
 

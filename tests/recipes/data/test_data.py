@@ -19,7 +19,8 @@ SPLIT_FINGERPRINTS = {
     1: "36312ca8f2826ed0a426d673d7ce9cdd3c01b68b74c82a9e999bf83396447e9f",
 }
 
-NAMES = ["cifar10", "cifar100", "csv:PATH", "digits", "eurosat", "fashion_mnist", "folder:PATH", "mnist", "svhn"]
+NAMES = ["cifar10", "cifar100", "csv:PATH", "digits", "eurosat", "fashion_mnist", "folder:PATH", "mnist"]
+NAMES += ["shards:PATH", "svhn"]
 
 FINGERPRINTS = """
 import json, sys
