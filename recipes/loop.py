@@ -17,6 +17,7 @@ from recipes.config import TrainConfig
 from recipes.device import choose_device, seed_all
 from recipes.model_file import metadata
 from recipes.profiling import Profiler
+from recipes.speed import PeakMemory
 from recipes.training import Training
 
 if TYPE_CHECKING:
@@ -92,10 +93,11 @@ def _fit(
     group = ranks.current(config.fit.devices)
     device = choose_device(config.fit.device)
     dataset = (dataset or data.load(config.dataset)).to(device)
+    memory = PeakMemory(device)
     seed_all(config.fit.seed)
     training = Training(config, build_model(config, dataset.info), dataset, device, group)
     if attempt is None:
-        for record in _train_on(config, training, []):
+        for record in _train_on(config, training, [], memory):
             yield _epoch(record, saved=None)
         return
     generation = checkpoint.take_up(attempt.folder, attempt.resume_from) if group.number == 0 else None
@@ -112,16 +114,18 @@ def _fit(
         writer = stack.enter_context(checkpoint.Writer(attempt.folder, generation))
         if config.fit.profile:
             training.profiler = stack.enter_context(Profiler(attempt.folder, device))
-        for record in _train_on(config, training, history):
+        for record in _train_on(config, training, history, memory):
             about = metadata(config, dataset.info, recipe, record) if record["is_best"] else None
             yield _epoch(record, saved=writer.save(training.state(), history, best_metadata=about))
 
 
-def _train_on(config: TrainConfig, training: Training, history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _train_on(
+    config: TrainConfig, training: Training, history: list[dict[str, Any]], memory: PeakMemory
+) -> Iterator[dict[str, Any]]:
     """Train epoch after epoch, each appended to `history`, until all are done or they no longer get better."""
     while len(history) < config.fit.epochs and not _is_stale(history, config.fit.patience):
         started = time.perf_counter()
-        metrics = training.epoch(history)
+        metrics = training.epoch(history) | memory.metrics()
         seconds = time.perf_counter() - started
         if not history:
             metrics |= training.size()

@@ -7,6 +7,7 @@ fetched once an epoch.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -96,13 +97,19 @@ class Training:
         if begin_epoch is not None:
             begin_epoch(len(history) + 1)
         self._ranks.reseed(self._config.fit.seed, len(history) + 1, self._augment)
+        started = time.perf_counter()
         train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)  # once an epoch: the clock is read when the steps are done
+        train_seconds = max(time.perf_counter() - started, 1e-9)
         all_sums = torch.cat([train_loss.view(1), self._evaluate()])
         train_sum, *sums = self._ranks.sum(all_sums).tolist()
         metrics = {
             "train_loss": train_sum / self._num_train,
             **self._judge.metrics(sums, self._num_val),
             "lr": lr,
+            "images_per_second": self._num_train / train_seconds,
+            "step_seconds": train_seconds / self._steps_per_epoch,
         }
         for name in ("train_loss", "val_loss"):
             if not math.isfinite(metrics[name]):

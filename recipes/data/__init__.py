@@ -14,7 +14,7 @@ import numpy as np
 
 from recipes.data import cache, describe, splits
 from recipes.data.cache import cache_folder
-from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Source, Split, UnknownDataError
+from recipes.data.types import Arrays, DataError, Dataset, ImageInfo, Names, Source, Split, UnknownDataError
 
 if TYPE_CHECKING:
     import torch
@@ -83,7 +83,11 @@ def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
     info = describe.info(arrays, indices[0])
     labels = describe.standardised(arrays.about.labels, info)
     train, val, test = (
-        Split(images=torch.from_numpy(arrays.images[index]), labels=torch.from_numpy(labels[index]))
+        Split(
+            images=torch.from_numpy(arrays.images[index]),
+            labels=torch.from_numpy(labels[index]),
+            names=Names(data=config.data, numbers=index, files=arrays.about.files),
+        )
         for index in indices
     )
     return Dataset(

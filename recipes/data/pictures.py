@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -23,8 +24,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-# Changed when the same files give other arrays: those in a cache are then made again.
-VERSION = 1
+# Changed when the same files give other arrays, or more about them: those in a cache are then made again.
+VERSION = 2
 GREY_MODES = ("1", "L", "LA", "La", "I")
 MAX_DEEP = 2**16 - 1
 
@@ -41,6 +42,7 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
             or a split or a class is left without images.
     """
     chosen = limited(about, config.limit)
+    about = replace(about, files=np.array([_shown(file, root) for file in files], dtype=str))
     files, about = [files[index] for index in chosen], about.take(chosen)
     found = _decode_all(files, config.image_size)
     bad = [(file, picture) for file, picture in zip(files, found, strict=True) if isinstance(picture, str)]
