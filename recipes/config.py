@@ -152,6 +152,9 @@ class FitConfig(Part):
         description="keep less of the forward pass and compute it again: less memory, more time, same numbers",
     )
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
+    pictures: bool = Field(
+        False, description="leave TensorBoard events, curves, a batch and the mistakes beside the checkpoints"
+    )
 
     @model_validator(mode="after")
     def _is_compiled_or_computed_again(self) -> Self:

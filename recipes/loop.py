@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recipes.data import Dataset, ImageInfo
+    from recipes.pictures import Pictures
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
@@ -107,16 +108,30 @@ def _fit(
     if found:
         training.load_state(found["state"])
     if group.number:
-        for record in _train_on(config, training, history):
+        for record in _train_on(config, training, history, memory):
             yield _epoch(record, saved=None)
         return
     with ExitStack() as stack:
+        pictures = stack.enter_context(_pictures(attempt, config, training, dataset, history))
         writer = stack.enter_context(checkpoint.Writer(attempt.folder, generation))
         if config.fit.profile:
             training.profiler = stack.enter_context(Profiler(attempt.folder, device))
         for record in _train_on(config, training, history, memory):
+            if pictures is not None:
+                pictures.epoch(record)
             about = metadata(config, dataset.info, recipe, record) if record["is_best"] else None
             yield _epoch(record, saved=writer.save(training.state(), history, best_metadata=about))
+
+
+def _pictures(
+    attempt: Attempt, config: TrainConfig, training: Training, dataset: Dataset, history: list[dict[str, Any]]
+) -> AbstractContextManager[Pictures | None]:
+    """Around the checkpoints' writer, so that the best weights are in place when it is left."""
+    if not config.fit.pictures:
+        return nullcontext()
+    from recipes.pictures import Pictures  # matplotlib and TensorBoard, which take a second
+
+    return Pictures(attempt, config, training, dataset, history)
 
 
 def _train_on(

@@ -85,6 +85,7 @@ class Training:
             labels = dataset.train.labels
             self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
         self.profiler: Profiler | None = None
+        self.gradients: dict[str, Tensor] | None = None  # of each epoch's last step; None keeps none
         self._step = 0
 
     def epoch(self, history: list[dict[str, Any]]) -> dict[str, float]:
@@ -116,9 +117,35 @@ class Training:
                 raise DivergedError(f"{name} is {metrics[name]} after {self._step} steps")
         return metrics
 
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self._model
+
     def size(self) -> dict[str, float]:
         """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
-        return size(self._model, self._val_batches(torch.arange(1, device=self._device))[0])
+        return size(self._model, self.example())
+
+    def example(self) -> Tensor:
+        """A batch of one validation image, as the model takes it."""
+        return self._val_batches(torch.arange(1, device=self._device))[0]
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """The images and targets that the next epoch begins with; it will still begin with them."""
+        states = self._shuffle.get_state(), self._augment.get_state()
+        batch = self._train_batches(self._order().tensor_split(self._steps_per_epoch)[0])
+        self._shuffle.set_state(states[0])
+        self._augment.set_state(states[1])
+        return batch
+
+    @torch.inference_mode()
+    def answers(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Logits `(N, K)` on the validation images, in order, with these weights in place of the model's own."""
+        self._model.load_state_dict(weights)
+        self._model.eval()
+        rows = torch.arange(self._num_val, device=self._device)
+        parts = torch.split(rows, self._config.fit.batch_size * VAL_BATCH_FACTOR)
+        return torch.cat([self._forward(self._model, self._val_batches(part)[0]) for part in parts])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses of this rank, on the device, and the last learning rate."""
@@ -167,6 +194,9 @@ class Training:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         scaler.step(optimizer)  # type: ignore[arg-type]
         scaler.update()
+        if self.gradients is not None and (self._step + 1) % self._steps_per_epoch == 0:
+            found = ((name, weight.grad) for name, weight in self._model.named_parameters())
+            self.gradients = {name: gradient for name, gradient in found if gradient is not None}
         optimizer.zero_grad()
         if self._average is not None:
             self._average.update(self._step)
