@@ -80,7 +80,7 @@ class Events:
         try:
             with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()):
                 warnings.simplefilter("ignore")  # TorchScript is deprecated; nothing else gives TensorBoard its graph
-                self._writer.add_graph(copy.deepcopy(model).eval(), image)
+                self._writer.add_graph(copy.deepcopy(model), image)
         except Exception as error:  # whatever a model does that can't be traced
             reason = (str(error).strip().splitlines() or ["no message"])[0]
             log.warning("TensorBoard gets no graph of the model: %s: %s", type(error).__name__, reason)

@@ -39,7 +39,9 @@ if TYPE_CHECKING:
 
 CURVES, BATCH = "curves.png", "batch.png"
 CONFUSION, MISTAKES, MISTAKES_TABLE = ANSWER_FILES = ("confusion.png", "mistakes.png", "mistakes.csv")
-AT_END = ("confusion", "mistakes")  # tags of what is drawn once, when training is over
+# TensorBoard's tags, in one group: it opens the first groups by itself. Those at the end are drawn when all is over.
+BATCH_TAG = "pictures/batch"
+AT_END = CONFUSION_TAG, MISTAKES_TAG = ("pictures/confusion", "pictures/mistakes")
 NUM_OF_BATCH, BATCH_COLUMNS = 32, 8
 NUM_MISTAKES, MISTAKES_COLUMNS = 24, 6
 MIXED = 0.01  # share from which a class counts in a blended image
@@ -67,8 +69,8 @@ class Pictures:
         if not self._dataset.train.images.is_floating_point():
             pixels = _batch(*self._training.next_batch(), self._dataset.info)
             write_whole(self._folder / BATCH, drawings.png(pixels))
-            if "batch" not in has:
-                self._events.image("batch", pixels, 0)
+            if BATCH_TAG not in has:
+                self._events.image(BATCH_TAG, pixels, 0)
         if "graph" not in has:
             self._events.graph(self._training.model, self._training.example())
         return self
@@ -155,8 +157,8 @@ def write_answers(
         OSError: they can't be written.
     """
     found = mistakes(logits, split, class_names)
-    drawn = {"confusion": drawings.confusion(_confusion(logits, split, len(class_names)), class_names)}
-    write_whole(folder / CONFUSION, drawings.png(drawn["confusion"]))
+    drawn = {CONFUSION_TAG: drawings.confusion(_confusion(logits, split, len(class_names)), class_names)}
+    write_whole(folder / CONFUSION, drawings.png(drawn[CONFUSION_TAG]))
     write_whole(folder / MISTAKES_TABLE, _table(found))
     if not split.images.is_floating_point():
         shown = found[:NUM_MISTAKES]
@@ -166,8 +168,8 @@ def write_answers(
             for each in shown
         ]
         message = f"no mistakes in {len(split.labels):,} images"
-        drawn["mistakes"] = drawings.grid(images, captions, MISTAKES_COLUMNS, message)
-        write_whole(folder / MISTAKES, drawings.png(drawn["mistakes"]))
+        drawn[MISTAKES_TAG] = drawings.grid(images, captions, MISTAKES_COLUMNS, message)
+        write_whole(folder / MISTAKES, drawings.png(drawn[MISTAKES_TAG]))
     return drawn
 
 

@@ -69,7 +69,9 @@ def is_picture(path: Path) -> bool:
         return image.width <= 1400 and image.height <= 1000 and len(image.convert("RGB").getcolors(1 << 24)) > 2
 
 
-@pytest.mark.parametrize("name", ["mlp", "cnn", "resnet", "vit"])
+@pytest.mark.parametrize(
+    "name", ["mlp", "cnn", *(pytest.param(name, marks=pytest.mark.slow) for name in ("resnet", "vit"))]
+)
 def test_every_tag_is_there_at_every_epoch(tmp_path, name, caplog):
     recipe = recipes.load(name)
     values = {**SMALL[name], "epochs": 2, "batch_size": 256, "pictures": True}
@@ -84,9 +86,9 @@ def test_every_tag_is_there_at_every_epoch(tmp_path, name, caplog):
     assert set(tags["histograms"]) == {f"{kind}/{each}" for kind in ("weights", "gradients") for each in weights}
     assert all([event.step for event in found.Histograms(tag)] == [1, 2] for tag in tags["histograms"])
     assert {tag: [image.step for image in found.Images(tag)] for tag in tags["images"]} == {
-        "batch": [0],
-        "confusion": [2],
-        "mistakes": [2],
+        "pictures/batch": [0],
+        "pictures/confusion": [2],
+        "pictures/mistakes": [2],
     }
     assert tags["graph"]
     assert len(found.Graph().node) > 5
@@ -183,8 +185,13 @@ def forgotten(folder: Path, epoch: int) -> None:
     os.truncate(file, file.stat().st_size - 7)
 
 
-@pytest.mark.parametrize("same_folder", [True, False])
-@pytest.mark.parametrize("is_killed", [True, False])
+@pytest.mark.parametrize(
+    ("same_folder", "is_killed"),
+    [
+        (False, True),
+        *(pytest.param(*case, marks=pytest.mark.slow) for case in ((True, True), (True, False), (False, False))),
+    ],
+)
 def test_resumed_training_neither_loses_nor_doubles_an_epoch(tmp_path, same_folder, is_killed):
     config = configured(epochs=4, **LIVELY)
     list(cnn.train(config, Attempt(folder=tmp_path / "straight")))
@@ -215,24 +222,30 @@ def test_events_that_are_gone_come_back_from_the_history(tmp_path):
         file.unlink()
     list(mlp.train(config, Attempt(folder=tmp_path / "2", resume_from=tmp_path / "1")))
     assert steps(tmp_path / "2")["val_loss"] == [1, 2, 3, 4]
-    assert steps(tmp_path / "2")["batch"] == [0]
+    assert steps(tmp_path / "2")["pictures/batch"] == [0]
+
+
+def writers() -> list[threading.Thread]:
+    """The threads of events files that are open."""
+    return [thread for thread in threading.enumerate() if "AsyncWriter" in type(thread).__name__]
 
 
 def test_stopped_training_closes_its_files_and_draws_what_it_has(tmp_path):
     training = mlp.train(configured(mlp), Attempt(folder=tmp_path))
     next(training)
+    assert len(writers()) == 1
     assert steps(tmp_path)["val_loss"] == [1], "each epoch is there while the next one trains"
     training.close()
     assert files(tmp_path) == FILES
-    assert steps(tmp_path)["mistakes"] == [1]
-    assert not [thread for thread in threading.enumerate() if "EventLogger" in type(thread).__name__]
+    assert steps(tmp_path)["pictures/mistakes"] == [1]
+    assert not writers()
 
 
 def test_training_that_diverges_closes_its_file_and_says_so(tmp_path):
     with pytest.raises(DivergedError):
         list(mlp.train(configured(mlp, optimizer="sgd", lr=1e30), Attempt(folder=tmp_path)))
     assert files(tmp_path) == {"batch.png"}
-    assert not [thread for thread in threading.enumerate() if "EventLogger" in type(thread).__name__]
+    assert not writers()
 
 
 def test_model_that_cannot_be_traced_trains_on_with_a_warning(tmp_path, caplog, capsys):
@@ -250,6 +263,22 @@ def test_model_that_cannot_be_traced_trains_on_with_a_warning(tmp_path, caplog, 
     assert not shown(tmp_path).Tags()["graph"]
     assert files(tmp_path) == FILES
     assert capsys.readouterr().out == ""
+
+
+def test_graph_leaves_the_model_as_it_is(tmp_path):
+    class Counting(nn.Linear):
+        calls = 0
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            self.calls += 1
+            return super().forward(x)
+
+    model = Counting(4, 4).train()
+    file = events.Events(tmp_path, None, [], ())
+    file.graph(model, torch.zeros(1, 4))
+    file.close()
+    assert (model.calls, model.training) == (0, True)
+    assert EventAccumulator(str(tmp_path)).Reload().Tags()["graph"]
 
 
 def test_mistakes_are_those_of_the_best_epoch_with_their_names(tmp_path):
@@ -284,13 +313,14 @@ def test_colour_pictures_of_two_classes_are_called_by_their_files(tmp_path):
     assert files(tmp_path / "1") == FILES
 
 
+@pytest.mark.slow
 def test_frozen_features_have_no_batch_and_their_mistakes_show_the_images(tmp_path):
     list(cnn.train(configured(epochs=1, pictures=False), Attempt(folder=tmp_path / "cnn")))
     init = str(tmp_path / "cnn" / "best.safetensors")
     values = {"init": init, "features": "last", "epochs": 1, "pictures": True}
     list(transfer.train(make(transfer.Config, values), Attempt(folder=tmp_path / "frozen")))
     assert files(tmp_path / "frozen") == FILES - {"batch.png"}
-    assert set(shown(tmp_path / "frozen").Tags()["images"]) == {"confusion", "mistakes"}
+    assert set(shown(tmp_path / "frozen").Tags()["images"]) == {"pictures/confusion", "pictures/mistakes"}
     assert table(tmp_path / "frozen")[0]["file"].startswith("digits #")
     tuned = {**values, "freeze": False, "batch_size": 512}
     list(transfer.train(make(transfer.Config, tuned), Attempt(folder=tmp_path / "tuned")))
@@ -310,6 +340,24 @@ def test_features_of_unknown_images_have_a_table_alone(features, tmp_path):
     assert [row["file"][0] for row in table(tmp_path)] == ["#"] * 24
 
 
+@pytest.mark.parametrize(
+    ("task", "header", "values"),
+    [("regression", "length", "{0}.5"), ("multilabel", "long", "{1}")],
+)
+def test_numbers_and_labels_have_curves_and_a_batch_and_no_classes_to_mistake(tmp_path, task, header, values):
+    photos.write(tmp_path, 12)
+    rows = [
+        f"{name}/{n:02}.png," + values.format(n, "ab"[n % 2] + "|c" * (n % 3 > 0))
+        for name in photos.CLASSES
+        for n in range(12)
+    ]
+    (tmp_path / "table.csv").write_text("\n".join([f"file,{header}", *rows]))
+    config = configured(mlp, data=f"csv:{tmp_path / 'table.csv'}", task=task, image_size=8, epochs=2)
+    list(mlp.train(config, Attempt(folder=tmp_path / "1")))
+    assert files(tmp_path / "1") == {"curves.png", "batch.png"}
+    assert set(steps(tmp_path / "1")) >= {"val_loss", "pictures/batch", "weights/1.weight", "gradients/1.weight"}
+
+
 def answered(num_classes: int, shares: float, shape: Iterable[int] = (1, 8, 8), count: int = 400) -> tuple[Any, Split]:
     """Answers to images of noise, of which a share is taken for the class before."""
     generator = torch.Generator().manual_seed(0)
@@ -319,14 +367,14 @@ def answered(num_classes: int, shares: float, shape: Iterable[int] = (1, 8, 8), 
     return nn.functional.one_hot(answers, num_classes) * 5.0, Split(images=images, labels=labels)
 
 
-@pytest.mark.parametrize("num_classes", [2, 20, 21, 100, 1000])
+@pytest.mark.parametrize("num_classes", [2, 20, 21, 100, pytest.param(1000, marks=pytest.mark.slow)])
 def test_any_number_of_classes_and_any_name_has_room(tmp_path, num_classes):
     hostile = ["<img src=x onerror=alert(1)>", r"$\frac{1$", "a\nb\x1b[31m", "", "W" * 300, "日本"]
     names = [*hostile, *map(str, range(num_classes))][:num_classes]
     logits, split = answered(num_classes, 0.2, shape=(3, 24, 16), count=2 * num_classes + 50)
     drawn = pictures.write_answers(tmp_path, logits, split, names)
     assert all(is_picture(tmp_path / name) for name in ("confusion.png", "mistakes.png"))
-    assert set(drawn) == {"confusion", "mistakes"}
+    assert set(drawn) == {"pictures/confusion", "pictures/mistakes"}
     rows = table(tmp_path)
     assert {row["class"] for row in rows} <= set(names), "as they are"
 
@@ -338,7 +386,7 @@ def test_long_names_that_differ_at_their_end_stay_apart():
 
 def test_no_mistakes_at_all_are_said(tmp_path):
     logits, split = answered(3, 0.0)
-    blank = pictures.write_answers(tmp_path, logits, split, "abc")["mistakes"]
+    blank = pictures.write_answers(tmp_path, logits, split, "abc")["pictures/mistakes"]
     assert table(tmp_path) == []
     assert (tmp_path / "mistakes.csv").read_text().strip() == "file,class,taken for,probability,loss"
     assert blank.min() < 100, "something is written there"
@@ -377,6 +425,7 @@ for pictures in (False, True):
 """
 
 
+@pytest.mark.slow
 def test_only_pictures_import_what_draws_them_and_nothing_with_global_state(run_python, tmp_path):
     plain, drawn = run_python(IMPORTS, tmp_path).splitlines()
     assert plain == "False False False False"
