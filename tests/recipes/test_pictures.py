@@ -212,6 +212,20 @@ def test_resumed_training_neither_loses_nor_doubles_an_epoch(tmp_path, same_fold
         assert (second / name).read_bytes() == (tmp_path / "straight" / name).read_bytes(), name
 
 
+@pytest.mark.slow
+def test_training_of_two_processes_leaves_pictures_once_and_goes_on_with_its_events(tmp_path):
+    config = configured(mlp, devices=2, device="cpu", limit=300, batch_size=45)
+    stopped = mlp.train(config, Attempt(folder=tmp_path / "1"))
+    next(stopped)
+    stopped.close()
+    list(mlp.train(config, Attempt(folder=tmp_path / "2", resume_from=tmp_path / "1")))
+    assert files(tmp_path / "2") == FILES
+    found = steps(tmp_path / "2")
+    assert found["val_loss"] == found["weights/1.weight"] == found["gradients/1.weight"] == [1, 2, 3]
+    assert len(found["pictures/batch"]) == len(found["pictures/mistakes"]) == 1
+    assert len(list((tmp_path / "2" / "tensorboard").iterdir())) == 1
+
+
 def test_events_that_are_gone_come_back_from_the_history(tmp_path):
     config = configured(mlp, epochs=4)
     stopped = mlp.train(config, Attempt(folder=tmp_path / "1"))
