@@ -252,6 +252,10 @@ def evaluate(
         ),
     ] = "",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
+    pictures: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Draw the confusion matrix and the worst mistakes there.", show_default=False),
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Show how good a trial is: accuracy, F1, AUROC, calibration, each class, and the most frequent mistakes.
@@ -263,7 +267,7 @@ def evaluate(
 
     with _record() as record:
         study, number = views.find_study_or_trial(record, target)
-    found = evaluation.evaluate(_settings(), study.name, number, split=split)
+    found = evaluation.evaluate(_settings(), study.name, number, split=split, pictures=pictures)
     if as_json:
         return _print_json(found)
     render.show_pairs({name: found[name] for name in ("study", "trial", "split", "images")} | found["metrics"])
@@ -272,6 +276,8 @@ def evaluate(
     )
     if found["confusion"]:
         render.show_table(["class", "taken for", "images"], found["mistakes"])
+    if pictures is not None:
+        print(f"written   {pictures}")
     return None
 
 

@@ -7,38 +7,52 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import catalogue, compare
-from orchestrator.errors import UsageError
+from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.models import accepted_attempt, check_hash
 from orchestrator.store import Record
 from recipes.checkpoint import BEST
 
 if TYPE_CHECKING:
-    from torch import nn
+    from pathlib import Path
+
+    from torch import Tensor, nn
 
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
-    from recipes.data import Dataset, ImageInfo
+    from recipes.data import Dataset, ImageInfo, Split
 
 NUM_MISTAKES = 10
 SPLITS = ("train", "val", "test")
 
 
-def evaluate(settings: Settings, study: str, number: int | None = None, *, split: str = "val") -> dict[str, Any]:
+def evaluate(
+    settings: Settings, study: str, number: int | None = None, *, split: str = "val", pictures: Path | None = None
+) -> dict[str, Any]:
     """Figures of a trial, or without a number of the study's best: in all, by class, and what is taken for what.
+
+    The confusion matrix and the mistakes are drawn into the folder `pictures`.
 
     Raises:
         UnknownNameError: no such study.
-        UsageError: no complete trial, no such split, or files that are not those on record.
+        UsageError: no complete trial, no such split, files that are not those on record, a task without classes to
+            draw mistakes of, or a folder that has such files.
+        UnavailableError: the folder can't be written.
     """
     from recipes import metrics
 
     if split not in SPLITS:
         raise UsageError(f"split {split!r} is none of {', '.join(SPLITS)}")
+    if pictures is not None:
+        _check_free(pictures)
     trained = load_trained(settings, study, number)
     info, images = trained.info, getattr(trained.dataset, split)
-    outputs = metrics.outputs_of(trained.model, images, info)
     has_classes = info.task == "classification"
+    if pictures is not None and not has_classes:
+        raise UsageError(f"mistakes are drawn of classes; {study!r} has task={info.task}")
+    outputs = metrics.outputs_of(trained.model, images, info)
     confusion = metrics.confusion(outputs, images.labels) if has_classes else []
+    if pictures is not None:
+        _draw(pictures, outputs, images, info)
     return {
         "study": study,
         "trial": trained.trial,
@@ -49,6 +63,27 @@ def evaluate(settings: Settings, study: str, number: int | None = None, *, split
         "confusion": confusion,
         "mistakes": metrics.most_confused(confusion, info.class_names, NUM_MISTAKES),
     }
+
+
+def _check_free(folder: Path) -> None:
+    """See that the pictures can be written there, before the work is done."""
+    from recipes.pictures import ANSWER_FILES
+
+    if folder.exists() and not folder.is_dir():
+        raise UsageError(f"{folder} is not a folder")
+    for path in (folder / name for name in ANSWER_FILES):
+        if path.exists():
+            raise UsageError(f"{path} is there already")
+
+
+def _draw(folder: Path, logits: Tensor, images: Split, info: ImageInfo) -> None:
+    from recipes.pictures import write_answers
+
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        write_answers(folder, logits, images, info.class_names)
+    except OSError as error:
+        raise UnavailableError(f"{folder} cannot be written: {error.strerror}") from error
 
 
 @dataclass(frozen=True, kw_only=True)

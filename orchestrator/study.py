@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 MAX_FILE_NAME_BYTES = 255  # a study is a folder
 # What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
-PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile", "loading", "loader_workers"})
+PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile", "pictures", "loading", "loader_workers"})
 # Not of a study's identity: of data, what they are counts, which their fingerprint says, and not where they lie.
 UNIDENTIFYING_FIELDS = PLACEMENT_FIELDS | {"data"}
 # Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.

@@ -11,6 +11,7 @@ from sqlalchemy import select
 from orchestrator import compare
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.tables import MirrorRun, Reason, State, Study
+from recipes.speed import SPEED_METRICS
 
 if TYPE_CHECKING:
     from orchestrator.settings import Settings
@@ -18,6 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.sweep import Outcome
 
 MODEL_METRICS = ("num_parameters", "flops")  # what the first epoch tells of the model, and no later one
+TOLD_ONCE = (*MODEL_METRICS, *SPEED_METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,6 +124,7 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "run_id": record.run_ids(study.id).get(number),
         "folder": _last_folder(record, settings, study, number),
         "model": {name: value for epoch in epochs for name, value in epoch.metrics.items() if name in MODEL_METRICS},
+        "speed": {name: value for name, value in epochs[-1].metrics.items() if name in SPEED_METRICS} if epochs else {},
         "config": trial.config,
         "attempts": [
             {"number": a.number, "worker": a.worker, "state": a.state.value, "reason": a.reason and a.reason.value}
@@ -130,7 +133,7 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "epochs": [
             {
                 "number": epoch.number,
-                "metrics": {name: value for name, value in epoch.metrics.items() if name not in MODEL_METRICS},
+                "metrics": {name: value for name, value in epoch.metrics.items() if name not in TOLD_ONCE},
                 "seconds": epoch.seconds,
                 "attempt": epoch.attempt,
             }

@@ -161,6 +161,9 @@ class FitConfig(Part):
         2048, gt=0, description="images of a stream (shards:PATH) that the next one is drawn from"
     )
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
+    pictures: bool = Field(
+        False, description="leave TensorBoard events, curves, a batch and the mistakes beside the checkpoints"
+    )
 
     @model_validator(mode="after")
     def _is_compiled_or_computed_again(self) -> Self:

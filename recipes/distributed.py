@@ -28,6 +28,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -103,6 +104,8 @@ def epochs(config: TrainConfig, attempt: Attempt | None, recipe: str) -> Iterato
     folder = None if attempt is None else str(attempt.folder.resolve())
     if attempt is not None:
         checkpoint.take_up(attempt.folder, attempt.resume_from)
+        if config.fit.pictures:
+            _bring_events(attempt)
     reference = str(Path(recipe).resolve()) if recipe.endswith(".py") else recipe
     try:
         with _Group(config.fit.devices) as group:
@@ -120,6 +123,15 @@ def epochs(config: TrainConfig, attempt: Attempt | None, recipe: str) -> Iterato
     finally:
         if attempt is not None and attempt.folder.exists():
             checkpoint.finish(attempt.folder, attempt.folder)  # a rank that was ended did not come to it
+
+
+def _bring_events(attempt: Attempt) -> None:
+    """Copy an earlier attempt's TensorBoard events to where the first rank goes on with them."""
+    from recipes.events import FOLDER
+
+    if attempt.resume_from is not None and attempt.resume_from.resolve() != attempt.folder.resolve():
+        with contextlib.suppress(FileNotFoundError):
+            shutil.copytree(attempt.resume_from / FOLDER, attempt.folder / FOLDER, dirs_exist_ok=True)
 
 
 class _Group:

@@ -251,7 +251,7 @@ class _Gathered:
     def whereabouts(self, number: int) -> str:
         """See `Readable`."""
         name = list(self.splits)[number >> ROW_BITS]
-        return f"the batch of {name} image {number % (1 << ROW_BITS)}"
+        return f"the batch of {name} that begins with {self.splits[name].name(number % (1 << ROW_BITS))}"
 
 
 class Shuffled:

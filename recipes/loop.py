@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from concurrent.futures import Future
-from contextlib import ExitStack
+from contextlib import AbstractContextManager, ExitStack, nullcontext
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -17,6 +17,7 @@ from recipes.config import TrainConfig
 from recipes.device import choose_device, seed_all
 from recipes.model_file import metadata
 from recipes.profiling import Profiler
+from recipes.speed import PeakMemory
 from recipes.training import Training
 
 if TYPE_CHECKING:
@@ -26,6 +27,7 @@ if TYPE_CHECKING:
     from torch import nn
 
     from recipes.data import Dataset, ImageInfo
+    from recipes.pictures import Pictures
 
 ConfigT = TypeVar("ConfigT", bound=TrainConfig)
 
@@ -92,10 +94,11 @@ def _fit(
     group = ranks.current(config.fit.devices)
     device = choose_device(config.fit.device)
     dataset = dataset or data.load(config.dataset)
+    memory = PeakMemory(device)
     seed_all(config.fit.seed)
     training = Training(config, build_model(config, dataset.info), dataset, device, group)
     if attempt is None:
-        for record in _train_on(config, training, []):
+        for record in _train_on(config, training, [], memory):
             yield _epoch(record, saved=None)
         return
     generation = checkpoint.take_up(attempt.folder, attempt.resume_from) if group.number == 0 else None
@@ -105,23 +108,39 @@ def _fit(
     if found:
         training.load_state(found["state"])
     if group.number:
-        for record in _train_on(config, training, history):
+        for record in _train_on(config, training, history, memory):
             yield _epoch(record, saved=None)
         return
     with ExitStack() as stack:
+        pictures = stack.enter_context(_pictures(attempt, config, training, dataset, history))
         writer = stack.enter_context(checkpoint.Writer(attempt.folder, generation))
         if config.fit.profile:
             training.profiler = stack.enter_context(Profiler(attempt.folder, device))
-        for record in _train_on(config, training, history):
+        for record in _train_on(config, training, history, memory):
+            if pictures is not None:
+                pictures.epoch(record)
             about = metadata(config, dataset.info, recipe, record) if record["is_best"] else None
             yield _epoch(record, saved=writer.save(training.state(), history, best_metadata=about))
 
 
-def _train_on(config: TrainConfig, training: Training, history: list[dict[str, Any]]) -> Iterator[dict[str, Any]]:
+def _pictures(
+    attempt: Attempt, config: TrainConfig, training: Training, dataset: Dataset, history: list[dict[str, Any]]
+) -> AbstractContextManager[Pictures | None]:
+    """Around the checkpoints' writer, so that the best weights are in place when it is left."""
+    if not config.fit.pictures:
+        return nullcontext()
+    from recipes.pictures import Pictures  # matplotlib and TensorBoard, which take a second
+
+    return Pictures(attempt, config, training, dataset, history)
+
+
+def _train_on(
+    config: TrainConfig, training: Training, history: list[dict[str, Any]], memory: PeakMemory
+) -> Iterator[dict[str, Any]]:
     """Train epoch after epoch, each appended to `history`, until all are done or they no longer get better."""
     while len(history) < config.fit.epochs and not _is_stale(history, config.fit.patience):
         started = time.perf_counter()
-        metrics = training.epoch(history)
+        metrics = training.epoch(history) | memory.metrics()
         seconds = time.perf_counter() - started
         if not history:
             metrics |= training.size()

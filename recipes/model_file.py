@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 from recipes.config import TrainConfig, flatten, make
 from recipes.data import ImageInfo
+from recipes.speed import results
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -34,7 +35,7 @@ def metadata(config: TrainConfig, info: ImageInfo, recipe: str, epoch: Mapping[s
         "config": flatten(cast("BaseModel", config)),
         "info": info.to_json(),
         "epoch": epoch["number"],
-        "metrics": epoch["metrics"],
+        "metrics": results(epoch["metrics"]),
     }
     return {METADATA_KEY: json.dumps(values)}
 

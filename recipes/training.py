@@ -7,6 +7,7 @@ fetched once an epoch.
 from __future__ import annotations
 
 import math
+import time
 from typing import TYPE_CHECKING, Any, cast
 
 import numpy as np
@@ -93,6 +94,7 @@ class Training:
             labels = dataset.train.labels
             self._chances = losses.class_weights(labels, dataset.info.num_classes)[labels].cpu()
         self.profiler: Profiler | None = None
+        self.gradients: dict[str, Tensor] | None = None  # of each epoch's last step; None keeps none
         self._step = 0
 
     def epoch(self, history: list[dict[str, Any]]) -> dict[str, float]:
@@ -105,22 +107,54 @@ class Training:
         if begin_epoch is not None:
             begin_epoch(len(history) + 1)
         self._ranks.reseed(self._config.fit.seed, len(history) + 1, self._augment)
+        started = time.perf_counter()
         train_loss, lr = self._train([earlier["metrics"]["val_loss"] for earlier in history])
+        if self._device.type != "cpu":
+            torch.accelerator.synchronize(self._device)  # once an epoch: the clock is read when the steps are done
+        train_seconds = max(time.perf_counter() - started, 1e-9)
         all_sums = torch.cat([train_loss.view(1), self._evaluate()])
         train_sum, *sums = self._ranks.sum(all_sums).tolist()
         metrics = {
             "train_loss": train_sum / self._num_train,
             **self._judge.metrics(sums, self._num_val),
             "lr": lr,
+            "images_per_second": self._num_train / train_seconds,
+            "step_seconds": train_seconds / self._steps_per_epoch,
         }
         for name in ("train_loss", "val_loss"):
             if not math.isfinite(metrics[name]):
                 raise DivergedError(f"{name} is {metrics[name]} after {self._step} steps")
         return metrics
 
+    @property
+    def model(self) -> nn.Module:
+        """What is trained."""
+        return self._model
+
     def size(self) -> dict[str, float]:
         """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
-        return size(self._model, self._val_batches(self._feed.first())[0])
+        return size(self._model, self.example())
+
+    def example(self) -> Tensor:
+        """A batch of one validation image, as the model takes it."""
+        return self._val_batches(self._feed.first())[0]
+
+    def next_batch(self) -> tuple[Tensor, Tensor]:
+        """The images and targets that the next epoch begins with; it will still begin with them."""
+        states = self._shuffle.get_state(), self._augment.get_state()
+        _, parts = next(iter(self._feed.train(self._order(), self._steps_per_epoch, self._own)))
+        batch = self._train_batches(parts[0])
+        self._shuffle.set_state(states[0])
+        self._augment.set_state(states[1])
+        return batch
+
+    @torch.inference_mode()
+    def answers(self, weights: Mapping[str, Tensor]) -> Tensor:
+        """Logits `(N, K)` on the validation images, in order, with these weights in place of the model's own."""
+        self._model.load_state_dict(weights)
+        self._model.eval()
+        batches = self._feed.val(torch.arange(self._num_val), self._config.fit.batch_size * VAL_BATCH_FACTOR)
+        return torch.cat([self._forward(self._model, self._val_batches(batch)[0]) for batch in batches])
 
     def _train(self, val_losses: list[float]) -> tuple[Tensor, float]:
         """The sum of the losses of this rank, on the device, and the last learning rate."""
@@ -169,6 +203,9 @@ class Training:
             nn.utils.clip_grad_norm_(self._model.parameters(), config.clip_norm)
         scaler.step(optimizer)  # type: ignore[arg-type]
         scaler.update()
+        if self.gradients is not None and (self._step + 1) % self._steps_per_epoch == 0:
+            found = ((name, weight.grad) for name, weight in self._model.named_parameters())
+            self.gradients = {name: gradient for name, gradient in found if gradient is not None}
         optimizer.zero_grad()
         if self._average is not None:
             self._average.update(self._step)

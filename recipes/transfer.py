@@ -24,7 +24,6 @@ from torch import Tensor, nn
 from recipes import data
 from recipes.augment import Batches
 from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig, Part
-from recipes.data import Dataset, Split
 from recipes.device import choose_device
 from recipes.files import write_whole
 from recipes.loop import fit
@@ -34,7 +33,7 @@ from recipes.pretrained import INIT_PATTERN, Backbone, Features, identity, load
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from recipes.data import ImageInfo
+    from recipes.data import Dataset, ImageInfo, Split
     from recipes.loop import Attempt, Epoch
 
 log = logging.getLogger(__name__)
@@ -234,8 +233,8 @@ def with_features(config: Config) -> Dataset:
         found = safetensors.torch.load_file(path)
     return replace(
         dataset,
-        train=Split(images=found["train"], labels=dataset.train.labels),
-        val=Split(images=found["val"], labels=dataset.val.labels),
+        train=replace(dataset.train, images=found["train"]),
+        val=replace(dataset.val, images=found["val"]),
     )
 
 

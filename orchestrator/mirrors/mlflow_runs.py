@@ -10,6 +10,8 @@ are comparable: trained to their end. One that waits for another attempt is SCHE
 
 from __future__ import annotations
 
+import hashlib
+import json
 import logging
 import os
 import re
@@ -17,7 +19,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 # MLflow reads these when it is imported. What goes wrong is told by us, in a line.
@@ -350,6 +352,7 @@ class MlflowRuns:
             assert last.manifest is not None
             folder = self._settings.attempt_folder(study.name, trial.number, last.number)
             batch.tags |= self._copy(run, folder / CHECKPOINT, last.manifest[CHECKPOINT], "checkpoint")
+            batch.tags |= self._copy_others(run, folder, last.manifest)
         if export is not None and export.error is not None:
             batch.tags |= _changed({"orch.onnx_error": export.error}, run.tags)
         elif export is not None:
@@ -371,6 +374,22 @@ class MlflowRuns:
             if self._sha256_there(run, f"{folder}/{file.name}") != sha256:
                 raise UnavailableError(f"{file} did not arrive whole at {run.artifact_uri}")
         return {tag: sha256}
+
+    def _copy_others(self, run: _Run, folder: Path, manifest: Mapping[str, str]) -> dict[str, str]:
+        """Copy what else a trial has left, as pictures and a profile, under `files`; the tag that says so."""
+        others = {name: sha256 for name, sha256 in manifest.items() if name != CHECKPOINT}
+        tag, digest = "orch.files_sha256", hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
+        if not others or run.tags.get(tag) == digest:
+            return {}
+        for name, sha256 in others.items():
+            file = folder / name
+            if not file.is_file() or sha256_of(file) != sha256:
+                logger.warning("%s is %s; it is not copied to MLflow", file, DAMAGED)
+                digest = DAMAGED
+                continue
+            with time_for_files():
+                self._client.log_artifact(run.id, str(file), str(PurePosixPath("files", name).parent))
+        return {tag: digest}
 
     def _sha256_there(self, run: _Run, path: str) -> str:
         local = local_path(run.artifact_uri)

@@ -3,10 +3,13 @@
 Events go into files of our own making through TensorBoard's record writer: its stock writers need TensorFlow or torch,
 or a thread a file. A process starts a new file for each trial and first reads what earlier ones hold, so that a kill
 between writing and noting it doubles nothing; a record cut off in the middle counts as not written.
+
+What a trial with `pictures=true` has written itself becomes a run of its own below the trial's, once it has ended.
 """
 
 from __future__ import annotations
 
+import logging
 import os
 import shutil
 import socket
@@ -24,6 +27,7 @@ from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import study_key
 from orchestrator.tables import State
 from recipes.config import objective_of
+from recipes.files import sha256_of, write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -34,6 +38,10 @@ if TYPE_CHECKING:
 
 MARK = "orch-study.txt"  # says whose events a folder holds
 FILE_VERSION = "brain.Event:2"
+OWN_EVENTS = "tensorboard/"  # in an attempt's folder and manifest
+PICTURES = "pictures"  # the run below a trial's
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass
@@ -85,6 +93,7 @@ class TensorBoardEvents:
     """The target `tensorboard`."""
 
     def __init__(self, place: Place) -> None:
+        self._settings = place.settings
         self._folder = place.settings.tensorboard / place.study.name
         self._key = study_key(place.study)
         self._files: dict[int, _File] = {}
@@ -124,6 +133,20 @@ class TensorBoardEvents:
     def _of(self, number: int) -> Path:
         return self._folder / f"{number:04d}"
 
+    def _link_pictures(self, study: Study, snapshot: Snapshot) -> None:
+        """Show the events of a trial's own that count, beside those of its record."""
+        if not snapshot.attempts:
+            return
+        attempt, number = snapshot.attempts[-1], snapshot.trial.number
+        folder = self._settings.attempt_folder(study.name, number, attempt.number)
+        for name, sha256 in (attempt.manifest or {}).items():
+            if not name.startswith(OWN_EVENTS):
+                continue
+            if (folder / name).is_file() and sha256_of(folder / name) == sha256:
+                _link(folder / name, self._of(number) / PICTURES / name.removeprefix(OWN_EVENTS))
+            else:
+                logger.warning("%s is missing or damaged; TensorBoard does not get it", folder / name)
+
     def _apply(self, study: Study, snapshot: Snapshot) -> None:
         trial = snapshot.trial
         if trial.started_at is None:
@@ -135,12 +158,25 @@ class TensorBoardEvents:
         events = [] if file.started else [_start(study, trial)]
         events += [_scalars(epoch) for epoch in missing]
         ends = trial.state.finished and not file.ended
+        if ends:
+            self._link_pictures(study, snapshot)
         events += [_end(trial)] if ends else []
         file.write(events)
         file.started, file.ended = True, file.ended or ends
         file.epochs.update(epoch.number for epoch in missing)
         if file.ended:
             file.close()
+
+
+def _link(source: Path, target: Path) -> None:
+    """Make `target` another name of a file, or a copy where the disk knows no links; whole or not at all."""
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        write_whole(target, source.read_bytes())
 
 
 def _read_events(folder: Path) -> Iterator[Any]:

@@ -14,7 +14,19 @@ import numpy as np
 
 from recipes.data import cache, describe, splits, stored
 from recipes.data.cache import cache_folder
-from recipes.data.types import TEST, VAL, Arrays, DataError, Dataset, ImageInfo, Loaded, Source, Split, UnknownDataError
+from recipes.data.types import (
+    TEST,
+    VAL,
+    Arrays,
+    DataError,
+    Dataset,
+    ImageInfo,
+    Loaded,
+    Names,
+    Source,
+    Split,
+    UnknownDataError,
+)
 
 if TYPE_CHECKING:
     import torch
@@ -91,7 +103,7 @@ def load(config: DatasetConfig, device: torch.device | str = "cpu") -> Dataset:
     split_fingerprint = _split_fingerprint(indices)
     info = describe.info(arrays, indices[0], _levels(arrays, config, indices[0], split_fingerprint))
     labels = describe.standardised(arrays.about.labels, info)
-    train, val, test = (_part(arrays, index, torch.from_numpy(labels[index])) for index in indices)
+    train, val, test = (_part(arrays, index, torch.from_numpy(labels[index]), config) for index in indices)
     dataset = Dataset(
         info=info,
         train=train,
@@ -113,7 +125,7 @@ def _load_shards(config: DatasetConfig) -> Dataset:
     about = found.rest.about
     assert about.parts is not None, "they are of val or of test"
     val, test = (
-        _part(found.rest, index, torch.from_numpy(about.labels[index]))
+        _part(found.rest, index, torch.from_numpy(about.labels[index]), config)
         for index in (np.flatnonzero(about.parts == part) for part in (VAL, TEST))
     )
     return Dataset(
@@ -139,12 +151,13 @@ def _check_task(config: DatasetConfig) -> None:
         raise DataError(f"data {config.data!r} has one class an image; task={config.task} is for {CSV}PATH")
 
 
-def _part(arrays: Arrays, index: NDArray[np.int64], labels: torch.Tensor) -> Split:
+def _part(arrays: Arrays, index: NDArray[np.int64], labels: torch.Tensor, config: DatasetConfig) -> Split:
     import torch
 
+    names = Names(data=config.data, numbers=index, files=arrays.about.files)
     if arrays.mapped is not None:
-        return stored.StoredSplit(arrays.mapped, index, labels)
-    return Split(images=torch.from_numpy(arrays.images[index]), labels=labels)
+        return stored.StoredSplit(arrays.mapped, index, labels, names)
+    return Split(images=torch.from_numpy(arrays.images[index]), labels=labels, names=names)
 
 
 def _print_of(arrays: Arrays, config: DatasetConfig) -> str:

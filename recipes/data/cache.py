@@ -150,6 +150,7 @@ def _read(path: Path, key: str) -> Arrays | None:
                 parts=file.get("parts"),
                 task=task_from(str(file["task"])),
                 columns=columns_from_json(json.loads(str(file["columns"]))),
+                files=file.get("files"),
             )
             warning = str(file["warning"]) if "warning" in file else ""
             mapped = stored.in_archive(path, "images")
@@ -172,8 +173,7 @@ def _write(path: Path, arrays: Arrays, key: str) -> None:
     columns = json.dumps([asdict(column) for column in about.columns])
     found |= {"key": np.array(key), "warning": np.array(arrays.warning)}
     found |= {"task": np.array(about.task), "columns": np.array(columns)}
-    if about.parts is not None:
-        found["parts"] = about.parts
+    found |= {name: each for name, each in (("parts", about.parts), ("files", about.files)) if each is not None}
     with tempfile.NamedTemporaryFile(dir=path.parent, suffix=".tmp", delete=False) as file:
         temporary = Path(file.name)
         try:

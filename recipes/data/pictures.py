@@ -6,6 +6,7 @@ import io
 import os
 import warnings
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -26,8 +27,8 @@ if TYPE_CHECKING:
 
 SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm", ".pnm"})
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "TIFF", "WEBP", "PPM")
-# Changed when the same files give other arrays: those in a cache are then made again.
-VERSION = 1
+# Changed when the same files give other arrays, or more about them: those in a cache are then made again.
+VERSION = 2
 AT_ONCE = 32  # pictures decoded before they are taken: large ones have 36 MB each
 GREY_MODES = ("1", "L", "LA", "La", "I")
 MAX_DEEP = 2**16 - 1
@@ -45,6 +46,7 @@ def read(files: Sequence[Path], about: Labels, config: DatasetConfig, root: Path
             or a split or a class is left without images.
     """
     chosen = limited(about, config.limit)
+    about = replace(about, files=np.array([_shown(file, root) for file in files], dtype=str))
     files, about = [files[index] for index in chosen], about.take(chosen)
     pile, sizes, reasons = Pile(cache_folder()), _Sizes(root), dict[int, str]()
     for index, picture in enumerate(_decode_all(files, config.image_size)):

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from numpy.typing import NDArray
 
+    from recipes.data.types import Names
+
 MAPPED_BYTES = 1 << 28  # of images, from which on they are not read whole
 LOCAL_HEADER_BYTES = 30  # of a member in a zip file, before its name
 
@@ -75,8 +77,8 @@ def in_archive(path: Path, name: str) -> Mapped | None:
 class StoredSplit(Split):
     """A split whose images are rows of a mapped file; `images` reads them all, `take` those that are asked for."""
 
-    def __init__(self, stored: Mapped, rows: NDArray[np.int64], labels: torch.Tensor) -> None:
-        vars(self).update(stored=stored, rows=rows, labels=labels)
+    def __init__(self, stored: Mapped, rows: NDArray[np.int64], labels: torch.Tensor, names: Names) -> None:
+        vars(self).update(stored=stored, rows=rows, labels=labels, names=names)
 
     if TYPE_CHECKING:
         stored: Mapped
@@ -89,7 +91,7 @@ class StoredSplit(Split):
 
     def to(self, device: torch.device | str) -> Split:
         """All images on `device`."""
-        return Split(images=self._read(self.rows).to(device), labels=self.labels.to(device))
+        return Split(images=self._read(self.rows).to(device), labels=self.labels.to(device), names=self.names)
 
     @property
     def num_bytes(self) -> int:

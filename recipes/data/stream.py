@@ -22,7 +22,7 @@ class StreamSplit(Split):
     """Training images in shards; all that would have them in any order is refused."""
 
     def __init__(self, stream: Stream, labels: torch.Tensor, data: str) -> None:
-        vars(self).update(stream=stream, labels=labels, data=data)
+        vars(self).update(stream=stream, labels=labels, data=data, names=None)
 
     if TYPE_CHECKING:
         stream: Stream

@@ -103,6 +103,19 @@ class ImageInfo:
 
 
 @dataclass(frozen=True, kw_only=True)
+class Names:
+    """What the images of a split are called: by `files` `(N,)` of the whole data set, else by their `numbers` in it."""
+
+    data: str
+    numbers: NDArray[np.int64]
+    files: NDArray[np.str_] | None
+
+    def __getitem__(self, row: int) -> str:
+        number = int(self.numbers[row])
+        return f"{self.data} #{number}" if self.files is None else str(self.files[number])
+
+
+@dataclass(frozen=True, kw_only=True)
 class Split:
     """Images `(N, C, H, W)` uint8, or features `(N, ...)` float that need no more preparation; what they should give.
 
@@ -111,10 +124,15 @@ class Split:
 
     images: torch.Tensor
     labels: torch.Tensor
+    names: Names | None = None
 
     def to(self, device: torch.device | str) -> Split:
         """The same on `device`."""
-        return Split(images=self.images.to(device), labels=self.labels.to(device))
+        return replace(self, images=self.images.to(device), labels=self.labels.to(device))
+
+    def name(self, row: int) -> str:
+        """What the image of a row is called: its file, or its number."""
+        return f"#{row}" if self.names is None else self.names[row]
 
     @property
     def num_bytes(self) -> int:
@@ -199,7 +217,8 @@ class Labels:
     Labels are classes `(N,)` int64, or float32 `(N, K)` for K labels, 0 or 1, or K numbers; `class_names` are the
     names of the classes, the labels or the numbers. `columns` are those of a table, without mean and spread.
     `parts` `(N,)` int8 is the split of each image, where the data set says so itself; a val or test that it lacks is
-    cut from its train. None: it says nothing.
+    cut from its train. None: it says nothing. `files` `(N,)` is where each image lies, seen from the data set's folder,
+    where it comes in files of its own.
     """
 
     labels: NDArray[np.int64] | NDArray[np.float32]
@@ -207,10 +226,16 @@ class Labels:
     parts: NDArray[np.int8] | None = None
     task: Task = "classification"
     columns: tuple[Column, ...] = ()
+    files: NDArray[np.str_] | None = None
 
     def take(self, index: NDArray[np.int64]) -> Labels:
         """Those of some images."""
-        return replace(self, labels=self.labels[index], parts=None if self.parts is None else self.parts[index])
+        return replace(
+            self,
+            labels=self.labels[index],
+            parts=None if self.parts is None else self.parts[index],
+            files=None if self.files is None else self.files[index],
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -26,6 +26,7 @@ pytestmark = pytest.mark.slow
 
 STUDY = "cnn-digits"
 HOSTILE = "<img src=x onerror=alert(1)>"
+DRAWN = "drawn"
 PATIENCE_MS = 60_000
 # MLflow asks itself who is logged in, which is nobody, and takes the 404 for an answer.
 HARMLESS = "/mlflow/users/current"
@@ -33,13 +34,14 @@ HARMLESS = "/mlflow/users/current"
 
 @pytest.fixture(scope="module")
 def orch(tmp_path_factory: pytest.TempPathFactory) -> Orch:
-    """A state folder with two studies, one of them with a name made of HTML."""
+    """A state folder with three studies, one of them with a name made of HTML, one with pictures."""
     orch = Orch(tmp_path_factory.mktemp("browser"))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv(HOME_VARIABLE, str(orch.home))
         settings = Settings.from_environment()
         add_study(settings, [WEAK, {**STRONG, "lr": 5e-3}, STRONG], export=False)
         add_study(settings, [WEAK], name=HOSTILE, export=False)
+        add_study(settings, [{**STRONG, "pictures": True}], name=DRAWN, export=False)
     return orch
 
 
@@ -123,6 +125,21 @@ def test_optuna_dashboard_and_tensorboard_show_the_study(ports: list[int], page:
     expect(page.get_by_text("Hyperparameter Importance").first).to_be_visible(timeout=PATIENCE_MS)
     page.goto(f"http://127.0.0.1:{ports[2]}")
     expect(page.get_by_text("val_accuracy").first).to_be_visible(timeout=PATIENCE_MS)
+
+
+def test_tensorboard_shows_the_histograms_and_images_of_a_trial_with_pictures(ports: list[int], page: Page):
+    page.goto(f"http://127.0.0.1:{ports[2]}/#histograms")
+    expect(page.get_by_text(f"{DRAWN}/0000/pictures").first).to_be_visible(timeout=PATIENCE_MS)
+    for tag in ("gradients/0.weight", "weights/0.weight"):
+        page.get_by_text(tag).first.wait_for(state="attached")
+    page.locator("vz-histogram-timeseries path").first.wait_for(state="attached")
+    page.goto("about:blank")
+    page.goto(f"http://127.0.0.1:{ports[2]}/#images")
+    for tag in ("pictures/batch", "pictures/confusion", "pictures/mistakes"):
+        loader = page.locator("tf-image-loader", has=page.get_by_text(tag))
+        picture = loader.locator("#main-image-container img").first
+        picture.wait_for(state="attached")
+        page.wait_for_function("image => image.naturalWidth > 300", arg=picture.element_handle())
 
 
 def test_a_study_name_made_of_html_stays_text(orch: Orch, ports: list[int], page: Page):

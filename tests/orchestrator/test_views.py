@@ -13,6 +13,7 @@ from orchestrator.settings import Settings
 from orchestrator.store import Record
 from orchestrator.sweep import Outcome
 from orchestrator.tables import PARENT, Export, MirrorRun, Reason, State
+from recipes.speed import SPEED_METRICS
 from tests.support.sweeps import Sweep, settings_of
 from tests.support.trained import STRONG, add_study
 
@@ -151,6 +152,10 @@ def test_details_tell_the_size_of_the_model_once(tmp_path):
     assert [list(epoch["metrics"]) for epoch in shown["epochs"]] == [
         ["train_loss", "val_loss", "val_accuracy", "lr"]
     ] * 2
+    with closing(Record.open(settings.record_url)) as record:
+        last = record.epochs(record.study("cnn-digits").id)[0][-1].metrics
+    assert shown["speed"] == {name: last[name] for name in SPEED_METRICS if name in last}
+    assert shown["speed"]["images_per_second"] > 0
 
 
 def test_details_of_a_failed_trial_hold_its_reason_and_traceback(sweep):

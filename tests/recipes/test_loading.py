@@ -20,6 +20,7 @@ from recipes.config import make
 from recipes.data import Loaded
 from recipes.loading import LoaderError
 from recipes.loop import Attempt
+from recipes.speed import results
 from tests.support.sources import Numbers
 
 if TYPE_CHECKING:
@@ -31,7 +32,7 @@ VALUES = {"epochs": 2, "width": 4, "batch_size": 200, "dropout": 0.3, "accumulat
 
 
 def trained(**values: Any) -> list[dict[str, float]]:
-    return [epoch.metrics for epoch in cnn.train(make(cnn.Config, {**VALUES, **values}))]
+    return [results(epoch.metrics) for epoch in cnn.train(make(cnn.Config, {**VALUES, **values}))]
 
 
 @pytest.mark.parametrize("more", [{}, {"crop": 0, "balance": "sampler"}], ids=["as they are", "drawn"])
@@ -46,19 +47,19 @@ def test_features_are_brought_too(features):
     def run(loading: str) -> list[dict[str, float]]:
         config = make(mlp.Config, {"epochs": 2, "batch_size": 5, "loading": loading, "loader_workers": 1})
         build = lambda *_: torch.nn.Linear(4, 4)  # noqa: E731
-        return [epoch.metrics for epoch in loop.fit(config, build, recipe="mlp", dataset=features)]
+        return [results(epoch.metrics) for epoch in loop.fit(config, build, recipe="mlp", dataset=features)]
 
     assert run("workers") == run("resident")
 
 
 def test_stopped_training_with_workers_goes_on_with_the_same_bits(tmp_path):
     config = make(cnn.Config, {**VALUES, "epochs": 3, "loading": "workers", "loader_workers": 2})
-    straight = [epoch.metrics for epoch in cnn.train(config, Attempt(folder=tmp_path / "straight"))]
+    straight = [results(epoch.metrics) for epoch in cnn.train(config, Attempt(folder=tmp_path / "straight"))]
     stopped = cnn.train(config, Attempt(folder=tmp_path / "first"))
-    begun = [next(stopped).metrics]
+    begun = [results(next(stopped).metrics)]
     stopped.close()
     again = cnn.train(config, Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first"))
-    assert [*begun, *(epoch.metrics for epoch in again)] == straight
+    assert [*begun, *(results(epoch.metrics) for epoch in again)] == straight
 
 
 @pytest.mark.parametrize(("share", "crop", "expected"), [(2.0, 0, True), (2.0, 3, False), (0.9, 0, False)])

@@ -19,6 +19,7 @@ from recipes.data import Dataset, Split
 from recipes.device import choose_device, random_states, set_random_states
 from recipes.loop import Attempt
 from recipes.model_file import ModelFileError
+from recipes.speed import results
 from recipes.training import DivergedError
 
 if TYPE_CHECKING:
@@ -58,7 +59,7 @@ def scripted(features: Dataset, script: list[tuple[int, float]], **values: Any) 
 
 
 def comparable(epochs: list[Epoch]) -> list[tuple[int, dict[str, float], bool]]:
-    return [(epoch.number, epoch.metrics, epoch.is_best) for epoch in epochs]
+    return [(epoch.number, results(epoch.metrics), epoch.is_best) for epoch in epochs]
 
 
 def test_metrics_are_those_of_the_validation_split(features):
@@ -242,7 +243,7 @@ def test_restored_model_gives_the_metrics_of_its_epoch(trained):
     dataset = data.load(mlp.Config().dataset)
     assert info == dataset.info
     assert not model.training
-    assert (metadata["recipe"], metadata["epoch"], metadata["metrics"]) == ("mlp", best.number, best.metrics)
+    assert (metadata["recipe"], metadata["epoch"], metadata["metrics"]) == ("mlp", best.number, results(best.metrics))
     assert metadata["config"]["width"] == 16
     logits = model((dataset.val.images / 255 - info.mean[0]) / info.std[0])
     accuracy = (logits.argmax(1) == dataset.val.labels).float().mean().item()
@@ -369,7 +370,7 @@ def test_batch_in_parts_is_the_batch(features):
 
     def run(**values: Any) -> list[list[float]]:
         found = loop.fit(configured(clip_norm=0.5, **values), linear, recipe="mlp", dataset=features)
-        return [list(epoch.metrics.values()) for epoch in found]
+        return [list(results(epoch.metrics).values()) for epoch in found]
 
     for parts in (2, 5, 999):
         assert run(accumulate=parts) == [pytest.approx(metrics, rel=1e-4) for metrics in run()]

@@ -11,6 +11,7 @@ from recipes.config import make
 from recipes.loop import Attempt
 from recipes.model_file import read_model
 from recipes.recompute import recompute
+from recipes.speed import results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -28,7 +29,7 @@ NETWORKS = {
 def trained(name: str, folder: Path, **changed: object) -> tuple[list[dict[str, float]], dict[str, torch.Tensor]]:
     recipe = recipes.load(name)
     config = make(recipe.config_type, {**SMALL, **NETWORKS[name], **changed})
-    metrics = [epoch.metrics for epoch in recipe.module.train(config, Attempt(folder=folder))]
+    metrics = [results(epoch.metrics) for epoch in recipe.module.train(config, Attempt(folder=folder))]
     return metrics, read_model(folder / "best.safetensors")[1]
 
 

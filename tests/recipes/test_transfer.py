@@ -421,6 +421,7 @@ def test_cached_features_are_those_of_the_images_and_the_test_split_is_left_alon
             expected = model.backbone(prepare(torch.arange(len(source.labels)))[0])
         torch.testing.assert_close(split.images, expected, rtol=1e-4, atol=1e-4)
         assert torch.equal(split.labels, source.labels)
+        assert [split.name(row) for row in range(9)] == [source.name(row) for row in range(9)]
     assert torch.equal(found.test.images, images.test.images)
 
 

@@ -17,6 +17,7 @@ from recipes.config import DatasetConfig, make
 from recipes.data import DataError
 from recipes.data.stream import StreamSplit
 from recipes.loop import Attempt
+from recipes.speed import results
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -113,12 +114,12 @@ def test_stopped_training_on_a_stream_goes_on_with_the_same_bits(shards, tmp_pat
     values = {"data": f"shards:{shards}", "epochs": 3, "width": 4, "batch_size": 16, "crop": 1, "accumulate": 2}
     values |= {"loader_workers": num_workers, "shuffle_buffer": 8, "balance": "loss"}
     trained = make(cnn.Config, values)
-    straight = [each.metrics for each in cnn.train(trained, Attempt(folder=tmp_path / "straight"))]
+    straight = [results(each.metrics) for each in cnn.train(trained, Attempt(folder=tmp_path / "straight"))]
     stopped = cnn.train(trained, Attempt(folder=tmp_path / "first"))
-    begun = [next(stopped).metrics]
+    begun = [results(next(stopped).metrics)]
     stopped.close()
     again = cnn.train(trained, Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first"))
-    assert [*begun, *(each.metrics for each in again)] == straight
+    assert [*begun, *(results(each.metrics) for each in again)] == straight
 
 
 def test_training_shards_are_held_out_where_there_is_no_val_or_test(shards):

@@ -13,6 +13,7 @@ from recipes import cnn, data, loading
 from recipes.config import make
 from recipes.data import cache, stored, types
 from recipes.data.stored import Pile
+from recipes.speed import results
 from tests.recipes.data.conftest import folder_config
 
 
@@ -68,7 +69,7 @@ def test_training_on_mapped_images_has_the_same_bits(folder, request):
     values = {"data": f"folder:{folder}", "epochs": 2, "width": 4, "batch_size": 16, "crop": 2, "flip": 0.5}
 
     def run(**more: object) -> list[dict[str, float]]:
-        return [epoch.metrics for epoch in cnn.train(make(cnn.Config, {**values, **more}))]
+        return [results(epoch.metrics) for epoch in cnn.train(make(cnn.Config, {**values, **more}))]
 
     whole = run()
     request.getfixturevalue("mapping")
