@@ -16,9 +16,10 @@ import pytest
 import torch
 
 from recipes import cnn, data, loading, loop, mlp
+from recipes import loader as loader_module
 from recipes.config import make
 from recipes.data import Loaded
-from recipes.loading import LoaderError
+from recipes.loader import Loader, LoaderError
 from recipes.loop import Attempt
 from recipes.speed import results
 from tests.support.sources import Numbers
@@ -98,7 +99,7 @@ def test_next_batch_is_fetched_before_the_present_one_is_worked_on():
 
 
 def test_workers_are_kept_over_passes_and_leave_the_global_generator_alone():
-    loader = loading.Loader(Numbers(), 2, CPU)
+    loader = Loader(Numbers(), 2, CPU)
     state = torch.get_rng_state()
     assert [found.item() for found in loader.run(range(9))] == list(range(9))
     pids = loader._board[:-1:2]
@@ -119,8 +120,8 @@ def wait_until(true: Callable[[], bool], seconds: float = 4.0) -> None:
 
 @pytest.fixture
 def quick(monkeypatch):
-    monkeypatch.setattr(loading, "CHECK_SECONDS", 0.3)
-    monkeypatch.setattr(loading, "STALL_SECONDS", 1.0)
+    monkeypatch.setattr(loader_module, "CHECK_SECONDS", 0.3)
+    monkeypatch.setattr(loader_module, "STALL_SECONDS", 1.0)
 
 
 @pytest.mark.parametrize(
@@ -132,8 +133,8 @@ def quick(monkeypatch):
     ],
 )
 def test_worker_that_fails_is_named_with_what_it_was_at_and_all_are_ended(quick, happens, message):
-    list(loading.Loader(Numbers(), 1, CPU).run([0]))  # so that starting is quick
-    loader = loading.Loader(Numbers(happens), 2, CPU)
+    list(Loader(Numbers(), 1, CPU).run([0]))  # so that starting is quick
+    loader = Loader(Numbers(happens), 2, CPU)
     found: list[int] = []
     with pytest.raises(LoaderError, match=message) as caught:
         found.extend(item.item() for item in loader.run(range(20)))
@@ -152,7 +153,7 @@ def loader_processes() -> list[psutil.Process]:
 
 @pytest.mark.parametrize(("number", "happened"), [(signal.SIGKILL, "ended unexp"), (signal.SIGSTOP, "gave nothing")])
 def test_training_whose_worker_is_killed_or_stopped_fails_and_does_not_hang(quick, number, happened):
-    list(loading.Loader(Numbers(), 1, CPU).run([0]))
+    list(Loader(Numbers(), 1, CPU).run([0]))
     wait_until(lambda: not loader_processes())
     training = cnn.train(make(cnn.Config, {**VALUES, "loading": "workers", "loader_workers": 1}))
     next(training)
@@ -165,9 +166,9 @@ def test_training_whose_worker_is_killed_or_stopped_fails_and_does_not_hang(quic
 
 PARENT = """
 import os, signal, torch
-from recipes import loading
+from recipes.loader import Loader
 from tests.support.sources import Numbers
-loader = loading.Loader(Numbers(), 2, torch.device("cpu"))
+loader = Loader(Numbers(), 2, torch.device("cpu"))
 passing = loader.run(range(1000))
 next(passing)
 print(*loader._board[:-1:2], flush=True)
@@ -185,7 +186,7 @@ SMALL_SHARED_MEMORY = """
 import json, sys
 from recipes import cnn
 from recipes.config import make
-from recipes.loading import LoaderError
+from recipes.loader import LoaderError
 values = {"epochs": 1, "width": 4, "batch_size": 256, "image_size": 64, "loading": "workers"}
 messages = []
 for num_workers in (2, 0):

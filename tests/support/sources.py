@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from recipes import loading
+from recipes.loader import note
 
 
 class Numbers:
@@ -18,7 +18,7 @@ class Numbers:
         self.happens, self.bad = happens, bad
 
     def __getitem__(self, key: int) -> torch.Tensor:
-        loading.note(key)
+        note(key)
         if key == self.bad:
             self._meet()
         return torch.tensor([key])

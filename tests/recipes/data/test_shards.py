@@ -16,6 +16,7 @@ from recipes import cnn, data, loading
 from recipes.config import DatasetConfig, make
 from recipes.data import DataError
 from recipes.data.stream import StreamSplit
+from recipes.loader import LoaderError
 from recipes.loop import Attempt
 from recipes.speed import results
 
@@ -239,7 +240,7 @@ def test_what_needs_any_image_at_any_time_refuses_a_stream_in_one_line(shards, f
 def test_shard_that_changes_under_training_is_named(shards, num_workers):
     feed = feed_of(shards, loader_workers=num_workers)
     write_shard(shards / "train-003.tar", range(30, 35))
-    with pytest.raises(loading.LoaderError if num_workers else DataError, match=r"train-003.tar") as caught:
+    with pytest.raises(LoaderError if num_workers else DataError, match=r"train-003.tar") as caught:
         epoch(feed, 0)
     assert "is no longer what it was" in str(caught.value)
 
