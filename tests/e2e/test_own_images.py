@@ -25,6 +25,12 @@ def test_folder_of_photographs_is_swept_promoted_and_predicted(tmp_path):
     found = orch.json("predict", f"models:/{study['study']}@champion", *files)
     assert [prediction["path"] for prediction in found] == files
     assert {prediction["class"] for prediction in found} <= set(photos.CLASSES)
+    init = f"init=models:/{study['study']}@champion"
+    orch("train", "recipe=transfer", init, "features=last", "data=folder:photos", "image_size=32", "epochs=1")
+    promoted_trial = study["best"]["trial"]
+    (own,) = (row for row in orch.json("ls") if row["recipe"] == "transfer")
+    trained = orch.json("show", f"{own['study']}/0")["config"]["init"]
+    assert trained.endswith(f"trials/{study['study']}/{promoted_trial:04d}/1/best.safetensors")
 
 
 @pytest.mark.slow
