@@ -236,7 +236,8 @@ def predict(
     if as_json:
         return _print_json(found.rows)
     if output is not None:
-        print(f"written   {output}: {len(found.rows)} row(s)")
+        kind = "row" if "row" in found.kinds else "image"
+        print(f"written   {output}: {len(found.rows)} {kind}(s)")
         return None
     for row in found.rows:
         print(printable("  ".join(render.short(value) for value in row.values())))

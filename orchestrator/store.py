@@ -9,13 +9,15 @@ transaction, and leaves a row in `changes`, from which the mirrors follow the re
 
 from __future__ import annotations
 
+import functools
+import logging
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
 from sqlalchemy import create_engine, delete, event, func, make_url, select
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
+from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
 from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
@@ -38,15 +40,53 @@ from orchestrator.tables import (
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     from sqlalchemy import URL, Connection, Engine
 
     from orchestrator.leases import Lease
 
+log = logging.getLogger(__name__)
+
 SCHEMA_VERSION = 1
 _CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
 BUSY_SECONDS = 120  # a backup or a virus scanner may hold the file for a minute; waiting loses nothing
+RESTART_SECONDS = 120  # that a server which was there may be away
+LOOK_SECONDS = 0.5
+# PostgreSQL's classes of errors of a broken connection, and of a server that stops or starts (its manual, appendix A).
+RESTART_STATES = ("08", "57P")
+
+P = ParamSpec("P")
+R = TypeVar("R")
+
+
+def _through_restarts(method: Callable[P, R]) -> Callable[P, R]:
+    """A whole transaction that is done again when the server it was sent to has come back.
+
+    Whether one that lost its answer was committed cannot be known: what is done here may be done twice.
+    """
+
+    @functools.wraps(method)
+    def outlive(*args: P.args, **kwargs: P.kwargs) -> R:
+        deadline = time.monotonic() + RESTART_SECONDS
+        while True:
+            try:
+                return method(*args, **kwargs)
+            except UnavailableError as error:
+                if not _is_restart(error.__cause__) or time.monotonic() > deadline:
+                    raise
+            log.warning("the record's server is away; waiting for it")
+            time.sleep(LOOK_SECONDS)
+
+    return outlive
+
+
+def _is_restart(error: BaseException | None) -> bool:
+    if not isinstance(error, OperationalError):
+        return False
+    state = getattr(error.orig, "sqlstate", None)
+    is_server = type(error.orig).__module__.startswith("psycopg")
+    return is_server and (state is None or str(state).startswith(RESTART_STATES))
 
 
 class Record:
@@ -141,6 +181,7 @@ class Record:
 
     # -- reading
 
+    @_through_restarts
     def find_study(self, name: str) -> Study | None:
         """The study called `name`, or None."""
         with self.read() as session:
@@ -168,26 +209,31 @@ class Record:
             raise UsageError("no study has been recorded yet; start one with `orch sweep`")
         return studies[-1]
 
+    @_through_restarts
     def studies(self) -> Sequence[Study]:
         """All studies, the newest last."""
         with self.read() as session:
             return session.scalars(select(Study).order_by(Study.id)).all()
 
+    @_through_restarts
     def trials(self, study_id: int) -> Sequence[Trial]:
         """All trials of a study by number."""
         with self.read() as session:
             return session.scalars(select(Trial).where(Trial.study_id == study_id).order_by(Trial.number)).all()
 
+    @_through_restarts
     def trial(self, study_id: int, number: int) -> Trial | None:
         """One trial of a study, or None."""
         with self.read() as session:
             return session.scalar(select(Trial).where(Trial.study_id == study_id, Trial.number == number))
 
+    @_through_restarts
     def attempts(self, trial_id: int) -> Sequence[Attempt]:
         """All attempts at a trial, the first first."""
         with self.read() as session:
             return session.scalars(select(Attempt).where(Attempt.trial_id == trial_id).order_by(Attempt.number)).all()
 
+    @_through_restarts
     def epochs(self, study_id: int) -> dict[int, list[Epoch]]:
         """Trial number -> its recorded epochs in order, for all trials of a study that have any."""
         query = (
@@ -202,6 +248,7 @@ class Record:
                 found.setdefault(number, []).append(epoch)
         return found
 
+    @_through_restarts
     def exports(self, study_id: int, *, failed: bool = False) -> dict[int, Export]:
         """Trial number -> its export; with `failed`, also those that could not be made."""
         query = select(Trial.number, Export).join(Trial, Trial.id == Export.trial_id).where(Trial.study_id == study_id)
@@ -210,12 +257,14 @@ class Record:
         with self.read() as session:
             return dict(session.execute(query).all())
 
+    @_through_restarts
     def run_ids(self, study_id: int) -> dict[int, str]:
         """Trial number (or `PARENT`) -> MLflow run id, as far as the mirror has come."""
         with self.read() as session:
             runs = session.scalars(select(MirrorRun).where(MirrorRun.study_id == study_id))
             return {run.trial: run.run_id for run in runs}
 
+    @_through_restarts
     def changes(self, study_id: int, after: int, limit: int = 1000) -> Sequence[ChangeRow]:
         """The next rows of a study's change log behind `after`."""
         query = (
@@ -237,6 +286,7 @@ class Record:
             session.add(ChangeRow(study_id=study.id, kind=Change.STUDY))
         return study
 
+    @_through_restarts
     def update_study(self, lease: Lease, study_id: int, spec: dict[str, Any]) -> None:
         """Replace what a study may change: trials, workers, timeout, export."""
         with self.write(lease) as session:
@@ -247,29 +297,43 @@ class Record:
         self, lease: Lease, study_id: int, *, params: dict[str, Any], config: dict[str, Any], threads: int
     ) -> Trial:
         """Write the next trial of a study, waiting; the record gives it its number."""
+        trial = Trial(
+            study_id=study_id,
+            state=State.WAITING,
+            params=params,
+            config=config,
+            threads=threads,
+            created_at=time.time(),
+        )
+        return self._add_trial(lease, trial)
+
+    @_through_restarts
+    def _add_trial(self, lease: Lease, new: Trial) -> Trial:
         with self.write(lease) as session:
-            last = session.scalar(select(func.max(Trial.number)).where(Trial.study_id == study_id))
-            trial = Trial(
-                study_id=study_id,
-                number=0 if last is None else last + 1,
-                state=State.WAITING,
-                params=params,
-                config=config,
-                threads=threads,
-                created_at=time.time(),
-            )
+            newest = select(Trial).where(Trial.study_id == new.study_id).order_by(Trial.number.desc()).limit(1)
+            last = session.scalar(newest)
+            if last is not None and (last.created_at, last.config) == (new.created_at, new.config):
+                return last  # its answer got lost
+            values = {column.key: getattr(new, column.key) for column in Trial.__table__.columns if column.key != "id"}
+            trial = Trial(**{**values, "number": 0 if last is None else last.number + 1})
             session.add(trial)
-            session.add(ChangeRow(study_id=study_id, kind=Change.TRIAL, trial=trial.number))
+            session.add(ChangeRow(study_id=new.study_id, kind=Change.TRIAL, trial=trial.number))
         return trial
 
     def start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str = "cpu") -> Attempt:
         """Write that a trial is tried (again) on `worker`."""
-        now = time.time()
+        return self._start_attempt(lease, trial, worker, device, time.time())
+
+    @_through_restarts
+    def _start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str, now: float) -> Attempt:
         with self.write(lease) as session:
-            last = session.scalar(select(func.max(Attempt.number)).where(Attempt.trial_id == trial.id))
+            newest = select(Attempt).where(Attempt.trial_id == trial.id).order_by(Attempt.number.desc()).limit(1)
+            last = session.scalar(newest)
+            if last is not None and last.started_at == now:
+                return last  # its answer got lost
             attempt = Attempt(
                 trial_id=trial.id,
-                number=(last or 0) + 1,
+                number=1 if last is None else last.number + 1,
                 state=State.RUNNING,
                 worker=worker,
                 device=device,
@@ -282,6 +346,7 @@ class Record:
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
         return attempt
 
+    @_through_restarts
     def add_epochs(self, lease: Lease, trial: Trial, epochs: Iterable[Epoch]) -> None:
         """Write finished epochs; one that is there already keeps its first values."""
         with self.write(lease) as session:
@@ -292,6 +357,7 @@ class Record:
                         ChangeRow(study_id=trial.study_id, kind=Change.EPOCH, trial=trial.number, epoch=epoch.number)
                     )
 
+    @_through_restarts
     def end_attempt(
         self,
         lease: Lease,
@@ -323,12 +389,14 @@ class Record:
             row.ended_at = now if becomes.finished else None
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
 
+    @_through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:
         """Write a finished export of a trial."""
         with self.write(lease) as session:
             session.merge(export)
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.EXPORT, trial=trial.number))
 
+    @_through_restarts
     def requeue_running(self, lease: Lease, study_id: int) -> int:
         """Take up what an earlier coordinator left: its running trials wait again, and no retry is spent."""
         with self.write(lease) as session:
