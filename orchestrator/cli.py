@@ -145,6 +145,7 @@ def show(
     if as_json:
         return _print_json(shown)
     epochs, config, attempts = shown.pop("epochs"), shown.pop("config"), shown.pop("attempts")
+    shown["files"] = ", ".join(shown["files"])  # their hashes are in --json
     render.show_pairs({name: value for name, value in shown.items() if value})
     render.show_table(["field", "value"], list(config.items()))
     render.show_table(["attempt", "worker", "state", "reason"], [[a or "" for a in row.values()] for row in attempts])
