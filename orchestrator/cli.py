@@ -161,7 +161,8 @@ def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
 
     with _record() as record:
         row = _one_study(record, study)
-        rows = compare.leaderboard(record.trials(row.id), record.epochs(row.id), record.run_ids(row.id))
+        trials, epochs, run_ids = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
+        rows = compare.leaderboard(trials, epochs, run_ids, row.spec.get("space"))
     if as_json:
         return _print_json(rows)
     return render.show_leaderboard(rows)

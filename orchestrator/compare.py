@@ -27,9 +27,16 @@ def ranked(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> li
 
 
 def leaderboard(
-    trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], run_ids: Mapping[int, str]
+    trials: Sequence[Trial],
+    epochs: Mapping[int, Sequence[Epoch]],
+    run_ids: Mapping[int, str],
+    space: Mapping[str, Any] | None = None,
 ) -> list[dict[str, Any]]:
-    """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs."""
+    """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs.
+
+    A field that a trial did not draw, since the condition in the study's `space` did not hold, is None there.
+    """
+    conditional = {name for name, searched in (space or {}).items() if searched.get("when")}
     differing = _differing(trials)
     ordered = sorted(trials, key=lambda trial: (_ORDER.index(trial.state), *_rank(trial, epochs)))
     return [
@@ -37,7 +44,10 @@ def leaderboard(
             "trial": trial.number,
             "objective": objective_of(trial.config),
             "value": trial.value,
-            "params": {name: trial.config.get(name) for name in differing},
+            "params": {
+                name: None if name in conditional and name not in trial.params else trial.config.get(name)
+                for name in differing
+            },
             "epochs": len(epochs.get(trial.number, [])),
             "seconds": round(sum(epoch.seconds for epoch in epochs.get(trial.number, [])), 3),
             "state": trial.state.value,

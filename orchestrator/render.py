@@ -35,7 +35,7 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = N
     if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
         table = _table(
             ["trial", objective, "epochs", "seconds", "state", "parameters"],
-            [[*_figures(row), short(row["params"])] for row in shown],
+            [[*_figures(row), short({k: v for k, v in row["params"].items() if v is not None})] for row in shown],
         )
     console.print(table)
     if len(rows) > len(shown):

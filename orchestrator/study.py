@@ -13,14 +13,15 @@ import os
 import re
 import unicodedata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, get_args
 
 from pydantic import Field, ValidationError
 
 import recipes
-from orchestrator import catalogue, overrides, study_files
+from orchestrator import catalogue, constraints, overrides, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
-from orchestrator.space import Choices, Range, Scalar, Space
+from orchestrator.feasible import Feasible
+from orchestrator.space import Choices, Range, Scalar, Space, plain, settle
 from orchestrator.tables import MAX_NAME_LENGTH
 from recipes.config import (
     AugmentConfig,
@@ -39,6 +40,8 @@ from recipes.data import load as load_data
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping, Sequence
+
+    from pydantic_core import ErrorDetails
 
 MAX_FILE_NAME_BYTES = 255  # a study is a folder
 # What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
@@ -84,8 +87,9 @@ class Study(Part):
     seed: int
     data_fingerprint: str
     split_fingerprint: str
-    fixed: dict[str, Scalar]  # every field that is not searched, defaults included
+    fixed: dict[str, Scalar]  # every field that is not searched, or under a condition only; defaults included
     space: Space
+    constraints: tuple[str, ...] = ()
     budget: Budget
 
     @property
@@ -106,7 +110,8 @@ class Study(Part):
             "data": self.data_fingerprint,
             "split": self.split_fingerprint,
             "fixed": kept,
-            "space": {name: searched.model_dump(mode="json") for name, searched in self.space.items()},
+            "space": {name: plain(searched) for name, searched in self.space.items()},
+            **({"constraints": list(self.constraints)} if self.constraints else {}),
         }
 
     def config(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -116,10 +121,7 @@ class Study(Part):
     @property
     def max_epochs(self) -> int:
         """The most epochs that a trial trains, as far as the recipe says; else 1."""
-        searched = self.space.get("epochs")
-        if searched is not None:
-            return int(max(searched.ends()))
-        return int(self.fixed.get("epochs", 1))
+        return int(max(_values("epochs", self.fixed, self.space), default=1))
 
 
 def load(arguments: Sequence[str], *, single: bool = False) -> Study:
@@ -133,21 +135,22 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     known = fields(recipe.config_type)
     budget = _budget(typed, single=single)
     name = overrides.split(typed.pop("study"))[1] if "study" in typed else None
-    fixed, space = _settings(recipe, typed, known, single=single)
-    config = _checked(recipe, fixed, space)
-    _check_space(recipe, config, space, single=single)
-    flat = _with_absolute_paths({field: value for field, value in config.items() if field not in space})
+    told = _settings(recipe, typed, known, single=single)
+    flat, space = _checked(recipe, told, known)
+    if not space and not single:
+        raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
+    flat = _with_absolute_paths(flat)
     _check_device(flat)
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
-    _check_needs(recipe, config, space)
+    _check_needs(recipe, Feasible(recipe.config_type, flat, space, told.constraints), space)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
-    if useless := _useless(recipe, config, set(typed) & {*space, *fixed}):
-        space = {key: searched for key, searched in space.items() if key not in useless}
+    if useless := _useless(recipe, flat, space, set(typed) & {*told.space, *told.fixed}):
         defaults = flatten(make(recipe.config_type, {}))
-        config, flat = ({**values, **{key: defaults[key] for key in useless}} for values in (config, flat))
-    _check_loss(recipe, config, space)
-    _check_colours(recipe, config, space)
-    _check_stream(config, space)
+        flat = {**flat, **{key: defaults[key] for key in useless}}
+        space = settle({key: searched for key, searched in space.items() if key not in useless}, flat)
+    _check_loss(recipe, flat, space)
+    _check_colours(recipe, flat, space)
+    _check_stream(flat, space)
     return Study(
         name=name,
         recipe=str(Path(recipe.reference).resolve()) if recipe.reference.endswith(".py") else recipe.reference,
@@ -159,8 +162,27 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
         split_fingerprint=split_fingerprint,
         fixed=flat,
         space=space,
+        constraints=tuple(told.constraints),
         budget=budget,
     )
+
+
+def feasible(study: Study) -> Feasible:
+    """What tells the possible configurations of a study."""
+    config_type = catalogue.load(study.recipe).config_type
+    return Feasible(config_type, study.fixed, study.space, study.constraints)
+
+
+def check_file(recipe: recipes.Recipe, path: Path) -> study_files.StudyFile:
+    """Read a study file and hold it against its recipe, without any data.
+
+    Raises:
+        UsageError: it cannot be read, or some value, condition or constraint is impossible.
+    """
+    known = fields(recipe.config_type)
+    told = _read(path, known)
+    _checked(recipe, told, known)
+    return told
 
 
 def change_budget(study: Study, arguments: Sequence[str]) -> Study:
@@ -280,7 +302,7 @@ def _budget(typed: dict[str, str], *, start: Budget | None = None, single: bool 
             changed[field] = read(text)
             Budget.model_validate({field: changed[field]})
         except ValidationError as error:
-            raise _complaint(key, text, error) from error
+            raise _complaint(key, text, error.errors()[0]) from error
         except ValueError as error:
             raise UsageError(f"{key}={text}: {error}") from error
     return Budget.model_validate({**(start or Budget()).model_dump(), **changed})
@@ -291,18 +313,12 @@ def _budget(typed: dict[str, str], *, start: Budget | None = None, single: bool 
 
 def _settings(
     recipe: recipes.Recipe, typed: Mapping[str, str], known: Mapping[str, FieldPath], *, single: bool
-) -> tuple[dict[str, Any], Space]:
+) -> study_files.StudyFile:
     """What the study file and then the command line say of each field."""
     data = overrides.split(typed["data"])[1] if "data" in typed else ""
     file = None if single else study_files.find(recipe.name, data)
-    told = study_files.read(file) if file else study_files.StudyFile()
+    told = _read(file, known) if file else study_files.StudyFile()
     fixed, space = dict(told.fixed), dict(told.space)
-    for key in [*fixed, *space]:
-        _check_known(key, known, f" in {file}")
-        if key in {*STUDY_FIELDS, *PLACEMENT_FIELDS}:
-            raise UsageError(f"{file}: {key} is given on the command line, not in a study file")
-        if key in fixed and key in space:
-            raise UsageError(f"{file}: {key} is both fixed and searched")
     for key, text in typed.items():
         _check_known(key, known)
         value = overrides.split(text)[1] if key in STUDY_FIELDS else overrides.parse(text)[1]
@@ -316,7 +332,38 @@ def _settings(
             space[key] = value
         else:
             fixed[key] = value
-    return fixed, {key: _typed(searched, known[key]) for key, searched in space.items()}
+    return told.model_copy(update={"fixed": fixed, "space": space})
+
+
+def _read(file: Path, known: Mapping[str, FieldPath]) -> study_files.StudyFile:
+    """A study file whose names are all known."""
+    told = study_files.read(file)
+    where = f" in {file}"
+    for key in [*told.fixed, *told.space]:
+        _check_known(key, known, where)
+        if key in {*STUDY_FIELDS, *PLACEMENT_FIELDS}:
+            raise UsageError(f"{file}: {key} is given on the command line, not in a study file")
+        if key in told.fixed and key in told.space and not told.space[key].when:
+            raise UsageError(f"{file}: {key} is both fixed and searched")
+    for key in [parent for searched in told.space.values() for parent in searched.when]:
+        _check_known(key, known, where)
+    try:
+        for constraint in map(constraints.parse, told.constraints):
+            for key in constraint.names:
+                _check_known(key, known, where)
+            constraint.check({key: _kind(known[key]) for key in constraint.names})
+    except ValueError as error:
+        raise UsageError(f"{file}: {error}") from error
+    for key, parent, wanted in [(k, p, w) for k, searched in told.space.items() for p, w in searched.when.items()]:
+        if parent in told.space and not any(map(told.space[parent].takes, wanted)):
+            raise UsageError(f"{file}: space.{key}.when: {parent} is never {' or '.join(map(str, wanted))}")
+    return told
+
+
+def _kind(field: FieldPath) -> constraints.Kind:
+    annotation = field.info.annotation
+    words = get_args(annotation)
+    return constraints.kind_of(type(words[0]) if words else annotation if isinstance(annotation, type) else str)
 
 
 def _check_known(key: str, known: Mapping[str, FieldPath], where: str = "") -> None:
@@ -334,13 +381,62 @@ def _typed(searched: Range | Choices, field: FieldPath) -> Range | Choices:
     if any(number != int(number) for number in (searched.low, searched.high, searched.step)):
         raise UsageError(f"{field.name}: a range of whole numbers cannot go from {searched.low} to {searched.high}")
     step = int(searched.step) or 1
-    return Range(low=int(searched.low), high=int(searched.high), log=searched.log, step=step, integer=True)
+    whole = {"low": int(searched.low), "high": int(searched.high), "step": step, "integer": True}
+    return Range.model_validate({**searched.model_dump(), **whole})
 
 
-def _checked(recipe: recipes.Recipe, fixed: Mapping[str, Any], space: Space) -> dict[str, Scalar]:
-    """The flat configuration with every searched field at one of its ends."""
-    first = {key: searched.ends()[0] for key, searched in space.items()}
-    return _make(recipe, {**fixed, **first})
+def _checked(
+    recipe: recipes.Recipe, told: study_files.StudyFile, known: Mapping[str, FieldPath]
+) -> tuple[dict[str, Scalar], Space]:
+    """What each field has that is not searched in every trial, and the space with its conditions on other fields.
+
+    Each value must be one that its field takes, each choice possible with some draw of the others, and some draw of
+    all. A range may hold values that the recipe refuses: they are drawn again.
+    """
+    fixed = {key: _taken(recipe, key, value, known) for key, value in told.fixed.items()}
+    space = {key: _typed(searched, known[key]) for key, searched in told.space.items()}
+    for key, searched in space.items():
+        if key == "devices":
+            raise UsageError("devices cannot be searched: slots are laid out for all trials of a study alike")
+        for end in searched.ends():
+            _taken(recipe, key, end, known)
+        when = {
+            parent: tuple(_taken(recipe, parent, value, known) for value in wanted)
+            for parent, wanted in searched.when.items()
+        }
+        space[key] = searched.model_copy(update={"when": when})
+    values = {**_defaults(recipe), **fixed}
+    space = settle(space, values)
+    possible = Feasible(recipe.config_type, values, space, told.constraints)
+    config = _make(recipe, {**values, **(possible.find() or {})})
+    for key, searched in space.items():
+        for choice in searched.ends() if isinstance(searched, Choices) else ():
+            possible.find({key: choice})
+    flat = {key: value for key, value in config.items() if key not in space}
+    otherwise = {key: values[key] for key, searched in space.items() if searched.when and key in values}
+    return {**flat, **otherwise}, space
+
+
+def _defaults(recipe: recipes.Recipe) -> dict[str, Scalar]:
+    """The default of each field; none of a recipe that leaves something to be given."""
+    try:
+        return flatten(make(recipe.config_type, {}))
+    except ValueError:
+        return {}
+
+
+def _taken(recipe: recipes.Recipe, key: str, value: Any, known: Mapping[str, FieldPath]) -> Any:
+    """A value as its field takes it, whatever the other fields say."""
+    try:
+        return flatten(make(recipe.config_type, {key: value}))[key]
+    except ValidationError as error:
+        path = known[key].path
+        for found in error.errors():
+            if found["loc"][: len(path)] == path:
+                raise _complaint(key, value, found) from error
+    except ValueError as error:
+        raise UsageError(str(error)) from error
+    return value
 
 
 def _make(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, Scalar]:
@@ -348,7 +444,7 @@ def _make(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, Scalar
         flat: dict[str, Scalar] = flatten(make(recipe.config_type, values))
     except ValidationError as error:
         first = error.errors()[0]
-        raise _complaint(str((first["loc"] or (recipe.name,))[-1]), first["input"], error) from error
+        raise _complaint(str((first["loc"] or (recipe.name,))[-1]), first["input"], first) from error
     except ValueError as error:
         raise UsageError(str(error)) from error
     for key, value in flat.items():
@@ -356,12 +452,13 @@ def _make(recipe: recipes.Recipe, values: Mapping[str, Any]) -> dict[str, Scalar
             raise UsageError(
                 f"recipe {recipe.name}: {key} is {value!r}; only numbers, words, true and false can be set"
             )
+        if isinstance(value, float) and not math.isfinite(value):
+            raise UsageError("every number must be finite")
     return flat
 
 
-def _complaint(key: str, found: object, error: ValidationError) -> UsageError:
-    """One line on the first thing that pydantic found wrong; a wrong word is met with the nearest right one."""
-    first = error.errors()[0]
+def _complaint(key: str, found: object, first: ErrorDetails) -> UsageError:
+    """One line on a thing that pydantic found wrong; a wrong word is met with the nearest right one."""
     message = first["msg"].removeprefix("Value error, ")
     if isinstance(found, dict):  # a whole part, whose fields do not fit together
         return UsageError(message)
@@ -370,39 +467,33 @@ def _complaint(key: str, found: object, error: ValidationError) -> UsageError:
     return UsageError(f"{key}={found}: {message}")
 
 
-def _check_space(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space, *, single: bool) -> None:
-    if not space and not single:
-        raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
-    for key, searched in space.items():
-        if key == "devices":
-            raise UsageError("devices cannot be searched: slots are laid out for all trials of a study alike")
-        for end in searched.ends():
-            _make(recipe, {**config, key: end})
-    if any(isinstance(value, float) and not math.isfinite(value) for value in config.values()):
-        raise UsageError("every number must be finite")
+def _values(key: str, flat: Mapping[str, Scalar], space: Space) -> tuple[Scalar, ...]:
+    """The ends of what a field may be."""
+    return (*(space[key].ends() if key in space else ()), *((flat[key],) if key in flat else ()))
 
 
-def _check_needs(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+def _check_needs(recipe: recipes.Recipe, possible: Feasible, space: Space) -> None:
     """Ask the recipe whether it has all it needs, for each word that a field may be."""
     if not hasattr(recipe.module, "check"):
         return
-    words = [(key, end) for key, searched in space.items() for end in searched.ends() if isinstance(end, str)]
+    words = [{key: end} for key, searched in space.items() for end in searched.ends() if isinstance(end, str)]
     try:
-        for changed in [{}, *({key: end} for key, end in words)]:
-            recipe.module.check(make(recipe.config_type, {**config, **changed}))
+        for pinned in [{}, *words]:
+            if (params := possible.find(pinned)) is not None:
+                recipe.module.check(possible.config(params))
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _check_loss(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+def _check_loss(recipe: recipes.Recipe, flat: Mapping[str, Scalar], space: Space) -> None:
     """See that all losses that may be drawn are for what the data ask."""
     part = recipe.config_type.model_fields.get("optim")
     if part is None or part.annotation is not OptimConfig:
         return
     from recipes import losses  # torch, which the recipe has imported by now
 
-    task = dataset_of(config).task
-    drawn = {key: space[key].ends() if key in space else (config[key],) for key in ("loss", "balance")}
+    task = dataset_of(flat).task
+    drawn = {key: _values(key, flat, space) for key in ("loss", "balance")}
     try:
         for loss, balance in itertools.product(*drawn.values()):
             losses.check(OptimConfig.model_validate({"loss": loss, "balance": balance}), task)
@@ -410,7 +501,7 @@ def _check_loss(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Spa
         raise UsageError(str(error)) from error
 
 
-def _useless(recipe: recipes.Recipe, config: Mapping[str, Scalar], typed: set[str]) -> list[str]:
+def _useless(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space, typed: set[str]) -> list[str]:
     """Fields that say nothing about such data, whatever a study file searches: of a table, all changes of images.
 
     Raises:
@@ -421,7 +512,7 @@ def _useless(recipe: recipes.Recipe, config: Mapping[str, Scalar], typed: set[st
         if not getattr(recipe.module, "TAKES_TABLES", False):
             raise UsageError(f"recipe {recipe.name} takes images; data={config['data']} is a table, for recipe=mlp")
         useless += AugmentConfig.model_fields
-    found = [key for key in useless if key in config]
+    found = [key for key in useless if key in config or key in space]
     for key in found:
         if key in typed:
             reason = "is for classes and labels" if key == "label_smoothing" else "changes images, and this is a table"
@@ -429,29 +520,29 @@ def _useless(recipe: recipes.Recipe, config: Mapping[str, Scalar], typed: set[st
     return found
 
 
-def _check_colours(recipe: recipes.Recipe, config: Mapping[str, Scalar], space: Space) -> None:
+def _check_colours(recipe: recipes.Recipe, flat: Mapping[str, Scalar], space: Space) -> None:
     """See that the images have the colours that the strongest augmentation changes; they are only read if it does."""
     part = recipe.config_type.model_fields.get("augment")
-    if part is None or part.annotation is not AugmentConfig or "data" not in config:
+    if part is None or part.annotation is not AugmentConfig or "data" not in flat:
         return
     from recipes.colour import COLOUR_FIELDS, check_channels  # torch, which the recipe has imported by now
 
-    strongest = {key: max(space[key].ends()) if key in space else config[key] for key in COLOUR_FIELDS}
+    strongest = {key: max(_values(key, flat, space)) for key in COLOUR_FIELDS}
     if not any(strongest.values()):
         return
     try:
-        check_channels(AugmentConfig.model_validate(strongest), load_data(dataset_of(config)).info)
+        check_channels(AugmentConfig.model_validate(strongest), load_data(dataset_of(flat)).info)
     except ValueError as error:
         raise UsageError(str(error)) from error
 
 
-def _check_stream(config: Mapping[str, Scalar], space: Space) -> None:
+def _check_stream(flat: Mapping[str, Scalar], space: Space) -> None:
     """See that nothing is asked of a stream that needs its images in any order."""
-    if not str(config.get("data", "")).startswith(SHARDS):
+    if not str(flat.get("data", "")).startswith(SHARDS):
         return
     for key, value in (("balance", "sampler"), ("loading", "resident")):
-        if value in (space[key].ends() if key in space else [config.get(key)]):
-            raise UsageError(f"{key}={value} needs training images in any order; data {config['data']!r} is a stream")
+        if value in _values(key, flat, space):
+            raise UsageError(f"{key}={value} needs training images in any order; data {flat['data']!r} is a stream")
 
 
 def _check_device(config: Mapping[str, Scalar]) -> None:

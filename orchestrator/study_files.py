@@ -6,7 +6,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from pydantic import Field, ValidationError
+from pydantic import Field, ValidationError, field_validator
 from ruamel.yaml import YAML
 from ruamel.yaml.error import MarkedYAMLError, YAMLError
 from ruamel.yaml.tokens import (
@@ -21,8 +21,9 @@ from ruamel.yaml.tokens import (
     FlowSequenceStartToken,
 )
 
+from orchestrator import constraints
 from orchestrator.errors import UnknownNameError, UsageError
-from orchestrator.space import Choices, Range, Space
+from orchestrator.space import Choices, Range, Space, in_order
 from recipes.config import Part
 
 if TYPE_CHECKING:
@@ -36,10 +37,27 @@ _ENDS = BlockEndToken | FlowMappingEndToken | FlowSequenceEndToken
 
 
 class StudyFile(Part):
-    """The contents of a study file: fields held fixed, and what the others are searched over."""
+    """The contents of a study file: fields held fixed, what the others are searched over, and what must hold."""
 
-    fixed: dict[str, Any] = Field(default_factory=dict)
-    space: Space = Field(default_factory=dict)
+    fixed: dict[str, Any] = Field(
+        default_factory=dict,
+        description="values of fields; of one that is searched under a condition, the value where it does not hold",
+    )
+    space: Space = Field(default_factory=dict, description="what each searched field is searched over")
+    constraints: list[str] = Field(
+        default_factory=list, description="comparisons that every configuration satisfies, such as width * depth <= 512"
+    )
+
+    @field_validator("space")
+    @classmethod
+    def _has_no_circle(cls, space: Space) -> Space:
+        in_order(space)
+        return space
+
+    @field_validator("constraints")
+    @classmethod
+    def _are_read(cls, texts: list[str]) -> list[str]:
+        return [constraints.parse(text).text for text in texts]
 
 
 def find(recipe: str, data: str = "") -> Path | None:

@@ -28,7 +28,7 @@ from orchestrator.mirror_process import MirrorProcess
 from orchestrator.pruning import PRUNERS
 from orchestrator.search import Search
 from orchestrator.store import Record
-from orchestrator.study import Study, differences
+from orchestrator.study import Study, differences, feasible
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
 from recipes.device import choose_device
@@ -203,7 +203,7 @@ class _Coordinator:
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server = server
         self._pruner = PRUNERS[study.budget.pruner]
-        self._search = Search(study.space, study.budget.sampler, study.seed)
+        self._search = Search(study.space, study.budget.sampler, study.seed, feasible(study).complaint)
         self._trials: dict[int, tables.Trial] = {}
         self._epochs: dict[int, list[tables.Epoch]] = {}
         self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value

@@ -59,7 +59,7 @@ def summarise(record: Record, settings: Settings, study: Study) -> Summary:
     export = record.exports(study.id).get(leaders[0].number) if leaders else None
     return Summary(
         study=study.name,
-        rows=compare.leaderboard(trials, epochs, record.run_ids(study.id)),
+        rows=compare.leaderboard(trials, epochs, record.run_ids(study.id), study.spec.get("space")),
         folder=_last_folder(record, settings, study, leaders[0].number) if leaders else "",
         max_difference=export.max_difference if export else None,
         num_broken=sum(t.state is State.FAILED and t.reason in {Reason.ERROR, Reason.LOST} for t in trials),

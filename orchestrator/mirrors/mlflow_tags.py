@@ -21,6 +21,7 @@ def study_params(study: Study) -> dict[str, Any]:
         "data": study.data,
         **{f"fixed.{name}": value for name, value in spec.get("fixed", {}).items()},
         **{f"space.{name}": describe(searched) for name, searched in spec.get("space", {}).items()},
+        **({"constraints": "; ".join(spec["constraints"])} if spec.get("constraints") else {}),
     }
 
 

@@ -25,9 +25,9 @@ LAYERS = [
     {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
     {"study"},
-    {"catalogue"},
+    {"catalogue", "feasible"},
     {"study_files", "overrides"},
-    {"leases", "store", "space", "forkserver"},
+    {"leases", "store", "space", "constraints", "forkserver"},
     {"tables", "settings", "processes"},
     {"errors"},
 ]

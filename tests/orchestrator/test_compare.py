@@ -127,3 +127,15 @@ def test_status_counts_every_state_and_names_the_best():
 def test_status_before_a_trial_is_complete_has_no_best():
     study = Study(name="s", recipe="cnn", data="digits", spec={"budget": {"trials": 50}})
     assert compare.status(study, [trial(0, State.PRUNED)], {}, {})["best"] is None
+
+
+def test_field_that_a_trial_did_not_draw_is_empty():
+    sgd = trial(0, optimizer="sgd", momentum=0.8, seed=1)
+    adamw = trial(1, optimizer="adamw", momentum=0.9, seed=2)
+    sgd.params, adamw.params = {"optimizer": "sgd", "momentum": 0.8}, {"optimizer": "adamw"}
+    space = {"optimizer": {"choices": ["sgd", "adamw"]}, "momentum": {"low": 0.5, "high": 0.9, "when": {"a": ["b"]}}}
+    rows = compare.leaderboard([sgd, adamw], {}, {}, space)
+    assert [row["params"] for row in rows] == [
+        {"optimizer": "sgd", "momentum": 0.8, "seed": 1},
+        {"optimizer": "adamw", "momentum": None, "seed": 2},
+    ]

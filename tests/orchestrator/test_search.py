@@ -6,6 +6,7 @@ import statistics
 
 import pytest
 
+from orchestrator.errors import UsageError
 from orchestrator.search import Search
 from orchestrator.space import Choices, Range
 from orchestrator.tables import Epoch, Reason, State, Trial
@@ -127,3 +128,115 @@ def test_trials_that_failed_by_an_error_are_not_seen():
     failed = [trial(number, params, State.FAILED, None, Reason.ERROR) for number, params in enumerate(line())]
     search.restore(failed, {number: epochs(0.1) for number in range(40)})
     assert search.ask(40) == Search(LINE, "tpe", seed=0).ask(40)
+
+
+# -- conditions and constraints
+
+CONDITIONAL = {
+    "dropout": Range(low=0.0, high=0.4),
+    "nesterov": Choices(choices=(True, False), when={"optimizer": "sgd", "depth": [2, 3]}),
+    "momentum": Range(low=0.5, high=0.99, when={"optimizer": "sgd"}),
+    "lr": Range(low=1e-4, high=1e-1, log=True),
+    "beta2": Range(low=0.9, high=0.999, when={"optimizer": ["adamw", "muon"]}),
+    "optimizer": Choices(choices=("sgd", "adamw", "muon")),
+    "depth": Range(low=1, high=4, step=1, integer=True, when={"optimizer": ["sgd", "adamw"]}),
+}
+RARE = {"x": Range(low=0.0, high=1.0), "y": Range(low=0.0, high=1.0), "z": Choices(choices=("a", "b"), when={"y": 2})}
+
+
+def drawn_by(params):
+    """The fields that a configuration of `CONDITIONAL` has."""
+    found = {"dropout", "lr", "optimizer"}
+    found |= {"momentum"} if params["optimizer"] == "sgd" else {"beta2"}
+    found |= {"depth"} if params["optimizer"] != "muon" else set()
+    return found | ({"nesterov"} if params["optimizer"] == "sgd" and params["depth"] in (2, 3) else set())
+
+
+def odd(params):
+    """A complaint about half of the configurations."""
+    return "" if params["lr"] < 0.01 and params["dropout"] < 0.3 else "too odd"
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_fields_whose_condition_does_not_hold_are_not_drawn(sampler):
+    search = Search(CONDITIONAL, sampler, seed=0)
+    trials, _ = history(search, 60)
+    assert {row.params["optimizer"] for row in trials} == {"sgd", "adamw", "muon"}
+    for row in trials:
+        assert set(row.params) == drawn_by(row.params)
+
+
+@pytest.mark.parametrize("complaint", [lambda _: "", odd], ids=["free", "constrained"])
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_resumed_conditional_search_draws_as_one_that_never_stopped(sampler, complaint):
+    search = Search(CONDITIONAL, sampler, 3, complaint)
+    trials, trained = history(search, 24)
+    resumed = Search(CONDITIONAL, sampler, 3, complaint)
+    resumed.restore(trials, trained)
+    assert [resumed.ask(number) for number in range(24, 32)] == [search.ask(number) for number in range(24, 32)]
+
+
+@pytest.mark.parametrize("peak", [0.6, 0.9])
+def test_tpe_learns_a_conditional_field_from_the_trials_that_have_it(peak):
+    search = Search({name: CONDITIONAL[name] for name in ("optimizer", "momentum")}, "tpe", seed=0)
+    trials, trained = [], {}
+    for number in range(60):
+        momentum = 0.5 + (7 * number % 49) / 100
+        params = {"optimizer": "sgd", "momentum": momentum} if number % 2 else {"optimizer": "adamw"}
+        value = 1 - abs(momentum - peak) if number % 2 else 0.5
+        trials.append(trial(number, params, value=value))
+        trained[number] = epochs(value)
+    search.restore(trials, trained)
+    drawn = [search.ask(number) for number in range(60, 80)]
+    assert statistics.mean(p["momentum"] for p in drawn if p["optimizer"] == "sgd") == pytest.approx(peak, abs=0.1)
+
+
+def test_tpe_draws_fields_of_one_condition_together():
+    """Only where both are alike they are good."""
+    pair = {name: Range(low=0.0, high=1.0, when={"optimizer": "sgd"}) for name in "ab"}
+    search = Search({"optimizer": Choices(choices=("sgd", "adamw")), **pair}, "tpe", seed=0)
+    trials, trained = [], {}
+    for number in range(100):
+        a, b = (7 * number % 100) / 100, (43 * number % 100) / 100
+        params = {"optimizer": "sgd", "a": a, "b": b} if number % 4 else {"optimizer": "adamw"}
+        value = 1 - abs(a - b) if number % 4 else 0.1
+        trials.append(trial(number, params, value=value))
+        trained[number] = epochs(value)
+    search.restore(trials, trained)
+    apart = [abs(p["a"] - p["b"]) for p in map(search.ask, range(100, 130)) if p["optimizer"] == "sgd"]
+    assert statistics.mean(apart) < 0.15
+
+
+def test_trial_without_any_parameter_is_drawn_and_restored():
+    space = {"a": Choices(choices=(1, 2)), "b": Range(low=0.0, high=1.0, when={"a": 1})}
+    search = Search(space, "random", seed=0)
+    params = [search.ask(number) for number in range(6)]
+    assert {frozenset(p) for p in params} == {frozenset("a"), frozenset("ab")}
+    search = Search(LINE, "tpe", seed=0)
+    search.restore([trial(0, {}, State.WAITING)], {})
+    search.tell(trial(0, {}, value=0.5), epochs(0.5))
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "random"])
+def test_impossible_configurations_are_drawn_again_and_always_the_same(sampler):
+    def drawn(complaint):
+        search = Search(CONDITIONAL, sampler, 1, complaint)
+        return [row.params for row in history(search, 24)[0]]
+
+    free, constrained = drawn(lambda _: ""), drawn(odd)
+    assert all(not odd(params) for params in constrained)
+    assert constrained == drawn(odd)
+    first = next(number for number, params in enumerate(free) if odd(params))
+    assert constrained[:first] == free[:first], "what is possible is drawn as without constraints"
+
+
+def test_rare_configurations_are_found_anywhere_in_the_space():
+    search = Search(RARE, "tpe", 0, lambda params: "" if abs(params["x"] - params["y"]) < 0.002 else "apart")
+    drawn = [search.ask(number) for number in range(3)]
+    assert all(abs(params["x"] - params["y"]) < 0.002 for params in drawn)
+    assert len({params["x"] for params in drawn}) == 3
+
+
+def test_search_without_a_possible_configuration_ends_in_one_line():
+    with pytest.raises(UsageError, match=r"^trial 7: no possible configuration among 2020 draws; the last: never$"):
+        Search(LINE, "tpe", 0, lambda _: "never").ask(7)

@@ -516,3 +516,151 @@ def test_stream_refuses_what_needs_images_in_any_order(tmp_path, argument):
     with pytest.raises(UsageError, match=r"recipe=transfer needs training images in any order; data"):
         load(["recipe=transfer", f"data=shards:{tmp_path / 'shards'}"])
     assert load(["recipe=mlp", f"data=shards:{tmp_path / 'shards'}", "balance=loss"]).data_fingerprint
+
+
+# -- conditions and constraints
+
+CONDITIONS = """
+fixed: {epochs: 2}
+space:
+  momentum: {low: 0.5, high: 0.99, when: {optimizer: sgd}}
+  nesterov: {choices: [true, false], when: {momentum: [0.5, 0.99], optimizer: [sgd, muon]}}
+  optimizer: [adamw, sgd]
+  width: {low: 8, high: 64, step: 8}
+  depth: [1, 2, 3]
+constraints: ["width * depth <= 96", "optimizer == 'adamw' or width >= 16"]
+"""
+
+
+@pytest.fixture
+def written(folder):
+    """Writes the study file of a recipe."""
+
+    def write_file(text, name="cnn"):
+        (folder / "studies").mkdir(exist_ok=True)
+        (folder / "studies" / f"{name}.yaml").write_text(text)
+
+    return write_file
+
+
+def test_conditions_and_constraints_are_part_of_a_study_and_of_its_identity(written):
+    written(CONDITIONS)
+    study = load(["recipe=cnn"])
+    assert study.space["momentum"].when == {"optimizer": ("sgd",)}
+    assert study.space["width"] == Range(low=8, high=64, step=8, integer=True)
+    assert study.constraints == ("width * depth <= 96", "optimizer == 'adamw' or width >= 16")
+    assert Study.model_validate(json.loads(json.dumps(study.model_dump(mode="json")))) == study
+    json.dumps(study.identity)
+    written(CONDITIONS.replace("96", "128").replace("when: {optimizer: sgd}", "when: {optimizer: adamw}"))
+    lines = differences(study.identity, load(["recipe=cnn"]).identity)
+    assert [line.partition(":")[0] for line in lines] == ["constraints", "space.momentum.when.optimizer"]
+
+
+def test_identity_of_a_study_without_conditions_is_what_it_was():
+    identity = load(["recipe=cnn"]).identity
+    assert "constraints" not in identity
+    assert identity["space"]["depth"] == {"low": 2, "high": 3, "log": False, "step": 1, "integer": True}
+    assert identity["space"]["width"] == {"choices": [16, 24, 32]}
+
+
+def test_field_whose_condition_does_not_hold_has_the_default_or_the_fixed_value(written):
+    written(CONDITIONS)
+    study = load(["recipe=cnn"])
+    assert study.config({"optimizer": "adamw", "width": 8, "depth": 1})["momentum"] == 0.9
+    assert study.config({"optimizer": "sgd", "momentum": 0.6})["momentum"] == 0.6
+    written(CONDITIONS.replace("epochs: 2", "epochs: 2, momentum: 0.7"))
+    study = load(["recipe=cnn"])
+    assert study.config({"optimizer": "adamw", "width": 8, "depth": 1})["momentum"] == 0.7
+    assert study.space["momentum"].when
+
+
+@pytest.mark.parametrize(
+    ("typed", "searched"),
+    [
+        ("optimizer=adamw", {"width", "depth"}),
+        ("optimizer=sgd", {"width", "depth", "momentum", "nesterov"}),
+        ("optimizer=muon", {"width", "depth"}),  # nesterov's other condition is about momentum, which is not drawn
+        ("optimizer=adamw,muon", {"optimizer", "width", "depth"}),
+        ("momentum=0.5", {"optimizer", "width", "depth", "nesterov"}),
+        ("momentum=0.7", {"optimizer", "width", "depth"}),
+    ],
+)
+def test_conditions_follow_what_is_typed(typed, searched, written):
+    written(CONDITIONS)
+    assert set(load(["recipe=cnn", typed]).space) == searched
+
+
+def test_typed_range_replaces_the_file_s_condition_too(written):
+    written(CONDITIONS)
+    assert load(["recipe=cnn", "momentum=interval(0.1,0.2)"]).space["momentum"] == Range(low=0.1, high=0.2)
+
+
+def test_most_epochs_are_those_of_a_condition_or_of_its_opposite(written):
+    written("fixed: {epochs: 9}\nspace:\n  width: [8, 16]\n  epochs: {choices: [2, 3], when: {width: 16}}\n")
+    assert load(["recipe=cnn"]).max_epochs == 9
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("space: {lr: {low: 1, high: 2, when: {optimiser: sgd}}}", "unknown key in studies/cnn.yaml 'optimiser'"),
+        ("space: {lr: {low: 1, high: 2, when: {optimizer: sdg}}}", "unknown optimizer 'sdg'; did you mean 'sgd'?"),
+        ("space: {lr: {low: 1, high: 2, when: {depth: two}}}", "depth=two: Input should be a valid integer"),
+        (
+            "space: {optimizer: [sgd, adamw], lr: {low: 1, high: 2, when: {optimizer: [muon, adam]}}}",
+            "studies/cnn.yaml: space.lr.when: optimizer is never muon or adam",
+        ),
+        (
+            "space: {lr: {low: 1, high: 2, when: {width: 8}}, width: {low: 8, high: 9, when: {lr: 1}}}",
+            "studies/cnn.yaml: space: conditions go in a circle: lr -> width -> lr",
+        ),
+        ("space: {lr: {low: 1, high: 2, when: {optimizer: sgd}}}", "nothing is searched"),  # it is adamw
+        ("space: {lr: [1, 2]}\nconstraints: [lrr < 1]", "unknown key in studies/cnn.yaml 'lrr'; did you mean 'lr'?"),
+        ("space: {lr: [1, 2]}\nconstraints: [optimizer < 1]", "1 is a number, expected a text"),
+        ("space: {lr: [1, 2]}\nconstraints: [lr > 2]", "constraint 'lr > 2' does not hold"),
+        ("space: {width: [8, 9], depth: [1, 2]}\nconstraints: [width < 9, depth < 1]", "none of 200 draws"),
+        (
+            "fixed: {momentum: 2}\nspace: {momentum: {low: 0, high: 0.5, when: {width: 8}}, width: [8, 9]}",
+            "momentum=2:",
+        ),
+        ("space: {schedule: [cosine, exponential]}", "schedule=exponential needs final_lr above 0"),
+        ("space: {lr: {low: 0, high: 1}}", "lr=0: Input should be greater than 0"),
+    ],
+)
+def test_impossible_condition_or_constraint_is_refused_in_one_line(text, complaint, written):
+    written(text)
+    with pytest.raises(UsageError) as refused:
+        load(["recipe=cnn"])
+    assert complaint in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_draw_that_the_recipe_refuses_is_impossible_and_does_not_end_the_study(tiny):
+    study = load([f"recipe={tiny}", "width=int(interval(8,64))", "heads=2,3"])
+    complaint = studies.feasible(study).complaint
+    assert complaint({"width": 9, "heads": 2}) == "heads=2 must divide width=9"
+    assert complaint({"width": 10, "heads": 2}) == ""
+    with pytest.raises(UsageError, match=r"^heads=3 must divide width=16; none of 200 draws of the space is possible$"):
+        load([f"recipe={tiny}", "width=8,16", "heads=3"])
+
+
+def test_choice_that_the_recipe_always_refuses_is_refused_at_once(tiny):
+    with pytest.raises(UsageError, match="heads=3 must divide width="):
+        load([f"recipe={tiny}", "width=8,16", "heads=2,3"])
+
+
+def test_choice_that_only_a_constraint_rules_out_is_let_be(written):
+    written("space: {width: [8, 16, 64], depth: [1, 2]}\nconstraints: [width * depth <= 96]\n")
+    study = load(["recipe=cnn", "depth=3"])
+    complaint = studies.feasible(study).complaint
+    assert complaint({"width": 64}) == "constraint 'width * depth <= 96' does not hold"
+    assert complaint({"width": 16}) == ""
+
+
+def test_recipe_is_only_asked_for_what_can_be_drawn_together(written):
+    written(
+        "fixed: {final_lr: 0.1}\nspace:\n  schedule: [cosine, exponential]\n"
+        "  final_lr: {low: 0.0, high: 0.2, when: {schedule: cosine}}\n"
+    )
+    assert set(load(["recipe=cnn"]).space) == {"schedule", "final_lr"}
+    load(["recipe=transfer", "schedule=cosine,exponential", "final_lr=0.0,0.1"])

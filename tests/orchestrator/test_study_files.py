@@ -69,6 +69,14 @@ def test_space_takes_ranges_and_lists_of_choices(tmp_path):
         ("space: {lr: {low: 1, high: .inf}}", "space.lr.high: expected a finite number, found inf"),
         ("space: {lr: {low: 1}}", "space.lr.high: field required"),
         ("space: {lr: {low: 1, high: 2, loog: true}}", "'loog'; did you mean 'log'?"),
+        ("space: {lr: {low: 1, high: 2, when: 3}}", "space.lr.when: input should be a valid dictionary, found 3"),
+        ("space: {lr: {low: 1, high: 2, when: {a: []}}}", "space.lr.when.a: a condition has at least one value"),
+        ("space: {lr: {low: 1, high: 2, when: {a: {b: 1}}}}", "space.lr.when.a.0: expected a number, a word"),
+        ("space: {a: {low: 1, high: 2, when: {a: 1}}}", "space: conditions go in a circle: a -> a"),
+        ("constraints: a < b", "constraints: input should be a valid list, found 'a < b'"),
+        ("constraints: [3]", "constraints.0: input should be a valid string, found 3"),
+        ("constraints: ['a <']", "constraints: constraint 'a <' cannot be read"),
+        ("constraint: ['a < 1']", "'constraint'; did you mean 'constraints'?"),
     ],
 )
 def test_bad_file_is_refused_in_one_line_with_its_place(tmp_path, text, complaint):
@@ -78,6 +86,30 @@ def test_bad_file_is_refused_in_one_line_with_its_place(tmp_path, text, complain
     assert complaint in message
     assert "s.yaml" in message
     assert "\n" not in message
+
+
+def test_conditions_and_constraints_are_read(tmp_path):
+    found = read(
+        tmp_path,
+        "space:\n"
+        "  momentum: {low: 0.5, high: 0.99, when: {optimizer: sgd}}\n"
+        "  nesterov: {choices: [true, false], when: {optimizer: [sgd, muon], depth: 2}}\n"
+        "constraints:\n"
+        "  - width * depth <= 512\n"
+        "  - dim % heads == 0\n",
+    )
+    assert found.space["momentum"].when == {"optimizer": ("sgd",)}
+    assert found.space["nesterov"].when == {"optimizer": ("sgd", "muon"), "depth": (2,)}
+    assert found.constraints == ["width * depth <= 512", "dim % heads == 0"]
+
+
+def test_long_chain_of_conditions_is_read_and_a_long_circle_refused_at_once(tmp_path):
+    chain = "".join(f"  f{n}: {{choices: [1], when: {{f{n + 1}: 1}}}}\n" for n in range(500))
+    began = time.perf_counter()
+    assert len(read(tmp_path, f"space:\n{chain}").space) == 500
+    with pytest.raises(UsageError, match="conditions go in a circle: f0 -> f1 -> f2"):
+        read(tmp_path, f"space:\n{chain}  f500: {{choices: [1], when: {{f0: 1}}}}\n")
+    assert time.perf_counter() - began < 5
 
 
 def test_python_tag_runs_nothing(tmp_path):
