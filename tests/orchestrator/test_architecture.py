@@ -24,6 +24,7 @@ LAYERS = [
     {"registry", "ledger", "gates", "inference", "compare", "search", "pruning", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
+    {"study_catalogue"},
     {"study"},
     {"catalogue", "feasible"},
     {"study_files", "overrides"},
