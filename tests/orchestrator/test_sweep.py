@@ -156,3 +156,38 @@ def test_delete_asks_and_then_leaves_nothing(orch):
     assert orch.json("delete", "s", "--yes")["deleted"]
     assert "unknown study" in orch("status", "s", code=2).stderr
     assert not (orch.home / "trials" / "s").exists()
+
+
+def test_conditions_and_constraints_hold_in_all_trials_of_a_sweep_that_is_extended(orch):
+    (orch.folder / "studies").mkdir()
+    (orch.folder / "studies" / "counting.yaml").write_text(
+        "space:\n"
+        "  optimizer: [adamw, sgd]\n"
+        "  momentum: {low: 0.5, high: 0.8, when: {optimizer: sgd}}\n"
+        "  hidden: {low: 4, high: 16}\n"
+        "  batch_size: [64, 256]\n"
+        "constraints: ['hidden % 2 == 0', 'hidden * batch_size <= 2048']\n"
+    )
+    arguments = ["sweep", f"recipe={COUNTING}", "study=s", "epochs=1", "pruner=none", "export=none"]
+    assert "momentum" in orch(*arguments, "trials=4").stdout
+    orch(*arguments, "trials=8")
+    rows = {row["trial"]: row["params"] for row in orch.json("compare", "s")}
+    with orch.record() as record:
+        trials = record.trials(record.study("s").id)
+    assert {trial.params["optimizer"] for trial in trials} == {"adamw", "sgd"}
+    for trial in trials:
+        params, is_sgd = trial.params, trial.params["optimizer"] == "sgd"
+        assert params["hidden"] % 2 == 0
+        assert params["hidden"] * params["batch_size"] <= 2048
+        assert ("momentum" in params) == is_sgd
+        assert trial.config["momentum"] == params.get("momentum", 0.9)
+        assert rows[trial.number]["momentum"] == (params["momentum"] if is_sgd else None)
+
+
+def test_sweep_of_which_nothing_possible_is_left_ends_in_one_line(orch):
+    (orch.folder / "studies").mkdir()
+    (orch.folder / "studies" / "counting.yaml").write_text("constraints: ['hidden * 10 < 41', 'hidden == 41']\n")
+    refused = orch(*orch.counting(), code=2)
+    assert refused.stderr.count("\n") == 1
+    assert "constraint 'hidden * 10 < 41' does not hold" in refused.stderr
+    assert not orch.home.joinpath("orch.db").exists()

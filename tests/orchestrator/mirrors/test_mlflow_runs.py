@@ -28,7 +28,8 @@ from orchestrator.leases import Holding
 from orchestrator.mirror import Follower, lag, sync
 from orchestrator.mirrors import Place, study_key
 from orchestrator.mirrors.mlflow_store import address
-from orchestrator.tables import Reason, State
+from orchestrator.mirrors.mlflow_tags import study_params
+from orchestrator.tables import Reason, State, Study
 from tests.support.orch import wait_until
 from tests.support.sweeps import MirrorProcess, Sweep, expected, in_mlflow, runs_of, settings_of, value_of
 
@@ -616,3 +617,14 @@ def test_finish_does_not_wait_for_a_dead_server(prepared):
         finally:
             process.kill()
             sweep.close()
+
+
+def test_parameters_of_the_parent_tell_conditions_and_constraints():
+    searched = {"low": 0.5, "high": 0.9, "when": {"optimizer": ["sgd", "muon"]}}
+    study = Study(
+        recipe="cnn", data="digits", spec={"space": {"momentum": searched}, "constraints": ["a < b", "c > d"]}
+    )
+    found = study_params(study)
+    assert found["space.momentum"] == "0.5 to 0.9 when optimizer=sgd|muon"
+    assert found["constraints"] == "a < b; c > d"
+    assert "constraints" not in study_params(Study(recipe="cnn", data="digits", spec={"constraints": []}))
