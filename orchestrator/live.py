@@ -32,14 +32,18 @@ class Tally:
     def __init__(self, study: Study, num_slots: int, trials: Sequence[Trial]) -> None:
         self.total = study.budget.trials
         self.ended = {trial.number: trial for trial in trials if trial.state.finished}
-        self._num_before = len(self.ended)
+        self.paused = {trial.number for trial in trials if trial.state is State.PAUSED}
+        self._num_before = len(self.ended) + len(self.paused)
         self._num_slots = num_slots
         self._since = time.monotonic()
 
     def add(self, trial: Trial) -> None:
-        """Count an ended trial."""
+        """Count a trial that ended or is paused."""
+        self.paused.discard(trial.number)
         if trial.state.finished:
             self.ended[trial.number] = trial
+        elif trial.state is State.PAUSED:
+            self.paused.add(trial.number)
 
     def count(self, state: State) -> int:
         """How many trials ended so."""
@@ -53,18 +57,20 @@ class Tally:
 
     @property
     def left(self) -> str:
-        """Time left at the pace of this run, or nothing before a trial has ended in it."""
-        num_here = len(self.ended) - self._num_before
-        if not num_here:
+        """Time left at the pace of this run, or nothing before a trial has ended in it; most of the paused stay so."""
+        num_done = len(self.ended) + len(self.paused)
+        num_here = num_done - self._num_before
+        if num_here <= 0:
             return ""
-        seconds = (time.monotonic() - self._since) / num_here * (self.total - len(self.ended))
+        seconds = (time.monotonic() - self._since) / num_here * (self.total - num_done)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
 
     def line(self) -> str:
         """All of it in one line."""
         best = f"best {self.best.value:.4f} (trial {self.best.number})" if self.best else "no best yet"
+        paused = f"{len(self.paused)} paused, " if self.paused else ""
         counts = (
-            f"{self.count(State.COMPLETE)} finished, {self.count(State.PRUNED)} pruned, "
+            f"{self.count(State.COMPLETE)} finished, {self.count(State.PRUNED)} pruned, {paused}"
             f"{self.count(State.FAILED)} failed of {self.total}"
         )
         return "  ·  ".join(filter(None, [best, counts, self.left]))
@@ -80,6 +86,7 @@ class PlainMonitor:
 
     def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
         """Say only that a trial goes on; that one begins is not worth a line."""
+        self._tally.paused.discard(trial.number)
         if num_epochs_done:
             self._say(f"trial {trial.number} goes on after epoch {num_epochs_done} on {slot.name}")
 
@@ -87,9 +94,9 @@ class PlainMonitor:
         """Say nothing: epochs are in the record."""
 
     def trial_ended(self, trial: Trial) -> None:
-        """Say how a trial ended, and how the study stands."""
+        """Say how a trial ended, or where it is paused, and how the study stands."""
         self._tally.add(trial)
-        if trial.state.finished:
+        if trial.state.finished or trial.state is State.PAUSED:
             self._say(f"trial {trial.number} {_ending(trial)}  ·  {self._tally.line()}")
 
     def note(self, text: str) -> None:
@@ -137,6 +144,7 @@ class LiveMonitor:
 
     def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
         """Give the slot's line to the trial."""
+        self._tally.paused.discard(trial.number)
         self._slot_of[trial.number] = slot.name
         total = int(trial.config.get("epochs", self._max_epochs))
         name = f"trial {trial.number}"
@@ -151,7 +159,7 @@ class LiveMonitor:
         self._bars.update(self._task_of[self._slot_of[trial.number]], completed=event.number, value=value)
 
     def trial_ended(self, trial: Trial) -> None:
-        """Count the trial; a failure is worth a line that stays."""
+        """Count the trial, also one that is paused; a failure is worth a line that stays."""
         self._tally.add(trial)
         if trial.state is State.FAILED:
             self.note(f"trial {trial.number} {_ending(trial)}")

@@ -1,7 +1,8 @@
-"""Which trials are stopped early, decided from the record's values alone.
+"""Which trials are stopped early or paused, decided from the record's values alone.
 
 A pruner names the epochs at which it decides, and decides there whether a trial goes on, from the values that the
-trials of the study had at that very epoch. Values are maximised. All are pure.
+trials of the study had at that very epoch. What does not go on is stopped, or by `AshaPause` paused, which also says
+which of the paused are promoted. Values are maximised. All are pure.
 """
 
 from __future__ import annotations
@@ -12,7 +13,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Protocol
 
+from orchestrator.errors import UnknownNameError
+
 Table = Mapping[int, float]  # trial number -> its value at the epoch of the decision
+Rank = tuple[float, float]  # a value, then minus the validation loss, by which equal values are told apart
 
 
 class Pruner(Protocol):
@@ -63,6 +67,47 @@ class Asha:
         del max_epochs
         num_kept = max(1, len(values) // self.eta)
         return sum(value > values[trial] for value in values.values()) < num_kept
+
+
+@dataclass(frozen=True, kw_only=True)
+class AshaPause:
+    """Asynchronous successive halving as published (Li et al., https://arxiv.org/abs/1810.05934, algorithm 2).
+
+    The rungs are at `min_epochs * eta**k`. Every trial pauses at its rung. It is promoted, which is to go on from
+    there, once it is among the best `1 / eta` of the trials that reached the rung.
+    """
+
+    eta: int = 3
+    min_epochs: int = 1
+
+    def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
+        """The rungs below `max_epochs`."""
+        del trial
+        rungs: list[int] = []
+        while (rung := self.min_epochs * self.eta ** len(rungs)) < max_epochs:
+            rungs.append(rung)
+        return tuple(rungs)
+
+    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+        """Never at once."""
+        del trial, max_epochs, values
+        return False
+
+    def promoted(
+        self, paused: Mapping[int, int], ranks: Mapping[int, Mapping[int, Rank]], *, num_kept: int = 0
+    ) -> int | None:
+        """The paused trial that goes on first: of the highest rung where there is one, the best.
+
+        `paused` is trial -> epoch, `ranks` epoch -> trial -> rank of all that reached the epoch, promoted ones too. The
+        best `num_kept` of a rung are promotable, however few reached it. Of equals the earlier is the better.
+        """
+        for rung in sorted(set(paused.values()), reverse=True):
+            order = {number: (rank, -number) for number, rank in ranks[rung].items()}
+            best = max((number for number, epoch in paused.items() if epoch == rung), key=order.__getitem__)
+            num_better = sum(other > order[best] for other in order.values())
+            if num_better < max(num_kept, len(order) // self.eta):
+                return best
+        return None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -122,3 +167,26 @@ PRUNERS: Mapping[str, Pruner] = {
     "median": Median(),
     "hyperband": Hyperband(),
 }
+
+
+def make(text: str) -> Pruner:
+    """The pruner of a study key's text.
+
+    Raises:
+        UnknownNameError: there is none of that name.
+        ValueError: it takes no such argument.
+    """
+    name, colon, argument = text.partition(":")
+    if name == "asha-pause":
+        return AshaPause(min_epochs=_whole(argument, name) if colon else 1)
+    if name not in PRUNERS:
+        raise UnknownNameError("pruner", name, [*PRUNERS, "asha-pause"])
+    if colon:
+        raise ValueError(f"{name} takes no argument")
+    return PRUNERS[name]
+
+
+def _whole(text: str, name: str) -> int:
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError(f"expected {name}:EPOCHS, a whole number of at least 1")
+    return int(text)

@@ -55,10 +55,14 @@ class Search:
         self._open: dict[int, optuna.Trial] = {}
 
     def restore(self, trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> None:
-        """Take in what the record holds: ended trials as results, all others as still open."""
+        """Take in what the record holds: ended trials and those that were paused as results, all others as open.
+
+        A paused trial has the value of its rung. Left open, it would be taken for a poor one, and until the end of a
+        study that pauses there would hardly be a result to learn from.
+        """
         for trial in trials:
             self._open[trial.number] = self._add(trial.params)
-            if trial.state.finished:
+            if trial.state.finished or trial.value is not None:
                 self.tell(trial, epochs.get(trial.number, []))
 
     def ask(self, number: int) -> dict[str, Scalar]:
@@ -106,8 +110,12 @@ class Search:
         tries = SAMPLED_TRIES + UNIFORM_TRIES
         raise UsageError(f"trial {number}: no possible configuration among {tries} draws; the last: {complaint}")
 
+    def is_open(self, number: int) -> bool:
+        """Whether nothing was told of trial `number` yet. Optuna can't unsay: of others only `restore` tells anew."""
+        return number in self._open
+
     def tell(self, trial: Trial, epochs: Sequence[Epoch]) -> None:
-        """Take in how `trial` ended; out of memory and divergence teach the sampler to stay away."""
+        """Take in how `trial` ended or where it paused; out of memory and divergence teach the sampler to stay away."""
         asked = self._open.pop(trial.number)
         if trial.state is State.FAILED and trial.reason in {Reason.ERROR, Reason.LOST}:
             self._study.tell(asked, state=TrialState.FAIL)

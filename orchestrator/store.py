@@ -390,6 +390,14 @@ class Record:
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
 
     @_through_restarts
+    def prune_paused(self, lease: Lease, trial: Trial) -> None:
+        """Write that a paused trial will never go on; its value stays that of its rung."""
+        with self.write(lease) as session:
+            row = session.get_one(Trial, trial.id)
+            row.state, row.ended_at = State.PRUNED, time.time()
+            session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+
+    @_through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:
         """Write a finished export of a trial."""
         with self.write(lease) as session:

@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any, Literal, get_args
 from pydantic import Field, ValidationError
 
 import recipes
-from orchestrator import catalogue, constraints, overrides, study_files
+from orchestrator import catalogue, constraints, overrides, pruning, study_files
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.feasible import Feasible
 from orchestrator.space import Choices, Range, Scalar, Space, plain, settle
@@ -53,7 +53,6 @@ STUDY_FIELDS = (*DatasetConfig.model_fields, "seed")
 
 SamplerName = Literal["tpe", "random"]
 ExecutorName = Literal["local", "inline"]
-PrunerName = Literal["asha", "none", "median", "hyperband"]
 
 
 class Budget(Part):
@@ -64,7 +63,7 @@ class Budget(Part):
     executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
     sampler: SamplerName = Field("tpe", description="how parameters are drawn")
-    pruner: PrunerName = Field("asha", description="which trials are stopped early")
+    pruner: str = Field("asha", description="which trials are stopped early, or paused")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
 
@@ -278,13 +277,18 @@ def _read_export(text: str) -> str:
     return text
 
 
+def _read_pruner(text: str) -> str:
+    pruning.make(text)
+    return text
+
+
 _BUDGET_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
     "trials": ("trials", str),
     "workers": ("workers", _read_workers),
     "timeout": ("timeout_seconds", _read_seconds),
     "executor": ("executor", str),
     "sampler": ("sampler", str),
-    "pruner": ("pruner", str),
+    "pruner": ("pruner", _read_pruner),
     "export": ("export", _read_export),
     "retries": ("retries", str),
 }

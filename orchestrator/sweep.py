@@ -18,14 +18,24 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator import compare, provenance, tables
+from orchestrator import compare, provenance, pruning, tables
 from orchestrator.errors import StoppedError, UnavailableError, UsageError
-from orchestrator.executors import EpochEnded, Event, Executor, Exported, ExportSpec, TrialEnded, TrialFailed, TrialSpec
+from orchestrator.executors import (
+    EpochEnded,
+    Event,
+    Executor,
+    Exported,
+    ExportSpec,
+    TrialEnded,
+    TrialFailed,
+    TrialPaused,
+    TrialSpec,
+)
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, visible_gpus
 from orchestrator.leases import Holding, Lease
 from orchestrator.mirror_process import MirrorProcess
-from orchestrator.pruning import PRUNERS
+from orchestrator.pruning import AshaPause
 from orchestrator.search import Search
 from orchestrator.store import Record
 from orchestrator.study import Study, differences, feasible
@@ -37,7 +47,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
     from types import FrameType
 
-    from orchestrator.executors import Slot
+    from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
     from orchestrator.settings import Settings
 
@@ -61,7 +71,7 @@ class Monitor(Protocol):
         """A trial has one more epoch."""
 
     def trial_ended(self, trial: tables.Trial) -> None:
-        """A trial ended, or waits again after a failure."""
+        """A trial ended, is paused, or waits again after a failure."""
 
     def note(self, text: str) -> None:
         """Something that a user wants to know."""
@@ -202,11 +212,13 @@ class _Coordinator:
         self._study, self._row, self._settings = study, row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server = server
-        self._pruner = PRUNERS[study.budget.pruner]
-        self._search = Search(study.space, study.budget.sampler, study.seed, feasible(study).complaint)
+        self._pruner = pruning.make(study.budget.pruner)
+        self._search = self._new_search()
+        self._search_is_stale = False
         self._trials: dict[int, tables.Trial] = {}
         self._epochs: dict[int, list[tables.Epoch]] = {}
         self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value
+        self._decision_epochs: dict[int, tuple[int, ...]] = {}  # trial -> where its worker waits for a decision
         self._deadline = time.monotonic() + study.budget.timeout_seconds if study.budget.timeout_seconds else None
 
     def run(self) -> Outcome:
@@ -239,6 +251,10 @@ class _Coordinator:
                 self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[self._study.objective]
         self._search.restore(list(self._trials.values()), self._epochs)
 
+    def _new_search(self) -> Search:
+        study = self._study
+        return Search(study.space, study.budget.sampler, study.seed, feasible(study).complaint)
+
     def _let_go(self) -> None:
         """At the end of a run that was cut short, say of its running trials that they wait."""
         with contextlib.suppress(UnavailableError):  # if it cannot be written now, the next run does it
@@ -269,6 +285,9 @@ class _Coordinator:
                 self._monitor.note("time is up; what is not finished waits for the next run")
                 return
             self._fill(executor)
+            if not self._in_state(State.RUNNING):  # then all slots are free, and there is nothing to send to them
+                self._prune_paused()
+                return
             for event in self._events(executor, mirror):
                 self._handle(event, executor)
 
@@ -282,15 +301,48 @@ class _Coordinator:
         return events
 
     def _fill(self, executor: Executor) -> None:
-        """Send trials to free slots: first those that wait, then new ones."""
+        """Send trials to free slots."""
         for slot in executor.free_slots():
-            waiting = [trial for trial in self._trials.values() if trial.state is State.WAITING]
-            if waiting:
-                self._submit(waiting[0], slot, executor)
-            elif len(self._trials) < self._study.budget.trials:
-                self._submit(self._new_trial(slot), slot, executor)
+            trial = self._next_trial(slot)
+            if trial is None:
+                return
+            self._submit(trial, slot, executor)
+
+    def _next_trial(self, slot: Slot) -> tables.Trial | None:
+        """A trial that waits, else one to promote, else a new one; None if there is nothing to do but wait."""
+        paused_by_another = [] if isinstance(self._pruner, AshaPause) else self._in_state(State.PAUSED)
+        if waiting := self._in_state(State.WAITING) or paused_by_another:
+            return waiting[0]
+        if promoted := self._promoted():
+            return promoted
+        if len(self._trials) < self._study.budget.trials:
+            return self._new_trial(slot)
+        # Rungs that stay too small for a promotion must not leave a study without a winner.
+        return None if self._in_state(State.RUNNING) else self._promoted(num_kept=1)
+
+    def _in_state(self, state: State) -> list[tables.Trial]:
+        return [trial for trial in self._trials.values() if trial.state is state]
+
+    def _promoted(self, num_kept: int = 0) -> tables.Trial | None:
+        """The paused trial that goes on next. One that failed stands in nobody's way."""
+        paused = {trial.number: len(self._epochs[trial.number]) for trial in self._in_state(State.PAUSED)}
+        if not paused or not isinstance(self._pruner, AshaPause):
+            return None
+        ranks = {rung: self._ranks(rung) for rung in set(paused.values())}
+        number = self._pruner.promoted(paused, ranks, num_kept=num_kept)
+        return None if number is None else self._trials[number]
+
+    def _ranks(self, rung: int) -> dict[int, pruning.Rank]:
+        return {
+            number: (value, -self._epochs[number][rung - 1].metrics["val_loss"])
+            for number, value in self._rungs[rung].items()
+            if self._trials[number].state is not State.FAILED
+        }
 
     def _new_trial(self, slot: Slot) -> tables.Trial:
+        if self._search_is_stale:
+            self._search, self._search_is_stale = self._new_search(), False
+            self._search.restore(list(self._trials.values()), self._epochs)
         params = self._search.ask(len(self._trials))
         config = self._study.config(params)
         trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
@@ -299,10 +351,14 @@ class _Coordinator:
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
         worker = f"{socket.gethostname()}/{slot.name}"
+        decision_epochs = self._pruner.decision_epochs(trial.number, self._max_epochs(trial))
+        recorded = self._epochs.get(trial.number, [])
+        if trial.state is State.PAUSED and isinstance(self._pruner, AshaPause):  # it is decided that it leaves its rung
+            decision_epochs = tuple(epoch for epoch in decision_epochs if epoch > len(recorded))
+        self._decision_epochs[trial.number] = decision_epochs
         attempt = self._record.start_attempt(self._lease, trial, worker, _device(trial.config, slot))
         self._refresh(trial.number)
         earlier = [self._folder(trial.number, number) for number in range(attempt.number - 1, 0, -1)]
-        recorded = self._epochs.get(trial.number, [])
         spec = TrialSpec(
             study=self._study.name,
             trial=trial.number,
@@ -312,7 +368,7 @@ class _Coordinator:
             folder=self._folder(trial.number, attempt.number),
             earlier_folders=tuple(earlier),
             num_recorded_epochs=len(recorded),
-            decision_epochs=self._pruner.decision_epochs(trial.number, self._max_epochs(trial)),
+            decision_epochs=decision_epochs,
             threads=trial.threads,
         )
         executor.submit(spec, slot)
@@ -338,6 +394,8 @@ class _Coordinator:
                 self._epoch_ended(event, executor)
             case TrialEnded():
                 self._trial_ended(event)
+            case TrialPaused():
+                self._trial_paused(event)
             case TrialFailed():
                 self._trial_failed(event)
             case Exported():
@@ -359,10 +417,13 @@ class _Coordinator:
             recorded.append(epoch)
             self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[self._study.objective]
             self._monitor.epoch_ended(trial, event)
-        max_epochs = self._max_epochs(trial)
-        if event.number in self._pruner.decision_epochs(event.trial, max_epochs):
-            goes_on = self._pruner.goes_on(event.trial, max_epochs, self._rungs[event.number])
-            executor.decide(event.trial, "go" if goes_on else "stop")
+        if event.number in self._decision_epochs[event.trial]:
+            executor.decide(event.trial, self._decision(trial, event.number))
+
+    def _decision(self, trial: tables.Trial, epoch: int) -> Decision:
+        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._rungs[epoch]):
+            return "go"
+        return "pause" if isinstance(self._pruner, AshaPause) else "stop"
 
     def _trial_ended(self, event: TrialEnded) -> None:
         trial, epochs = self._trials[event.trial], self._epochs.get(event.trial, [])
@@ -383,14 +444,39 @@ class _Coordinator:
             value=best.metrics[self._study.objective],
             best_epoch=best.number,
         )
-        self._drop_checkpoints(event)
+        self._drop_checkpoints(event.trial, event.attempt)
         self._told(event.trial)
 
-    def _drop_checkpoints(self, event: TrialEnded) -> None:
+    def _trial_paused(self, event: TrialPaused) -> None:
+        best = compare.best_epoch(self._epochs[event.trial], self._study.objective)
+        assert best is not None, "it reached a rung"
+        self._record.end_attempt(
+            self._lease,
+            self._trials[event.trial],
+            event.attempt,
+            State.PAUSED,
+            manifest=event.manifest,
+            value=best.metrics[self._study.objective],
+            best_epoch=best.number,
+        )
+        self._drop_earlier(event.trial, event.attempt)
+        self._told(event.trial)
+
+    def _prune_paused(self) -> None:
+        """End what is paused when nothing else is left to do: each is pruned at its rung."""
+        for trial in self._in_state(State.PAUSED):
+            self._record.prune_paused(self._lease, trial)
+            self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
+            self._told(trial.number)
+
+    def _drop_checkpoints(self, trial: int, attempt: int) -> None:
         """Free what only a resume would have needed, now that the result is recorded."""
-        remove_generations(Path(self._folder(event.trial, event.attempt)))
-        for number in range(1, event.attempt):
-            shutil.rmtree(self._folder(event.trial, number), ignore_errors=True)
+        remove_generations(Path(self._folder(trial, attempt)))
+        self._drop_earlier(trial, attempt)
+
+    def _drop_earlier(self, trial: int, attempt: int) -> None:
+        for number in range(1, attempt):
+            shutil.rmtree(self._folder(trial, number), ignore_errors=True)
 
     def _trial_failed(self, event: TrialFailed) -> None:
         trial = self._trials[event.trial]
@@ -404,6 +490,8 @@ class _Coordinator:
             reason=Reason.INTERRUPTED if event.disk_full else event.reason,
             message=event.message,
             traceback=event.traceback or None,
+            value=None if final else trial.value,
+            best_epoch=None if final else trial.best_epoch,
         )
         if event.disk_full:
             raise UnavailableError(
@@ -425,7 +513,10 @@ class _Coordinator:
 
     def _told(self, number: int) -> None:
         trial = self._refresh(number)
-        self._search.tell(trial, self._epochs.get(number, []))
+        if self._search.is_open(number):
+            self._search.tell(trial, self._epochs.get(number, []))
+        else:
+            self._search_is_stale = True
         self._monitor.trial_ended(trial)
 
     # -- exports

@@ -103,7 +103,9 @@ class Trial(Base):
     params: Mapped[dict[str, Any]]  # the searched fields
     config: Mapped[dict[str, Any]]  # every field, flat
     threads: Mapped[int]  # part of the bits, so kept over all attempts
-    value: Mapped[float | None]  # the objective (val_accuracy, where images have classes) of the best epoch
+    # The objective (val_accuracy, where images have classes) of the best epoch; before a trial has ended, of the best
+    # up to where it was last paused, if it was.
+    value: Mapped[float | None]
     best_epoch: Mapped[int | None]
     reason: Mapped[Reason | None]
     message: Mapped[str | None]  # one line

@@ -14,6 +14,7 @@ import json
 import logging
 import math
 import queue
+import shutil
 import sys
 import traceback
 from pathlib import Path
@@ -29,6 +30,7 @@ from orchestrator.executors import (
     Job,
     TrialEnded,
     TrialFailed,
+    TrialPaused,
     TrialSpec,
     decode,
     encode,
@@ -36,7 +38,7 @@ from orchestrator.executors import (
 from orchestrator.processes import Channel, serve_parent
 from orchestrator.tables import Reason
 from recipes import data
-from recipes.checkpoint import BEST, finish, is_checkpoint, read_history, write_file
+from recipes.checkpoint import BEST, finish, is_checkpoint, keep_newest, read_history, write_file
 from recipes.config import dataset_of, make, objective_of
 from recipes.files import sha256_of
 
@@ -75,7 +77,7 @@ def run(job: Job, port: Port) -> None:
         port.send(_failure(job, error))
 
 
-def _train(spec: TrialSpec, port: Port) -> TrialEnded:
+def _train(spec: TrialSpec, port: Port) -> TrialEnded | TrialPaused:
     import torch
 
     from recipes.loop import Attempt
@@ -89,12 +91,22 @@ def _train(spec: TrialSpec, port: Port) -> TrialEnded:
     for epoch in _untold(spec, trained):
         event = _ended(spec, **epoch)
         port.send(event)
-        if event.number in spec.decision_epochs and port.decision() == "stop":
-            finish(folder, resume_from)
-            return TrialEnded(trial=spec.trial, attempt=spec.attempt, stopped=True, manifest=_write_manifest(folder))
+        if event.number in spec.decision_epochs and (decision := port.decision()) != "go":
+            _take_over(folder, resume_from)
+            return _left(spec, decision)
     with contextlib.closing(recipe.module.train(config, Attempt(folder=folder, resume_from=resume_from))) as training:
-        stopped = _follow(spec, training, port)
-    return TrialEnded(trial=spec.trial, attempt=spec.attempt, stopped=stopped, manifest=_write_manifest(folder))
+        decision = _follow(spec, training, port)
+    return _left(spec, decision)
+
+
+def _left(spec: TrialSpec, decision: Decision) -> TrialEnded | TrialPaused:
+    """How an attempt ended whose files are in place; `go` is that it came to its end."""
+    folder = Path(spec.folder)
+    manifest = _write_manifest(folder)
+    if decision == "pause":
+        keep_newest(folder)  # many trials may stand paused at once
+        return TrialPaused(trial=spec.trial, attempt=spec.attempt, manifest=manifest)
+    return TrialEnded(trial=spec.trial, attempt=spec.attempt, stopped=decision == "stop", manifest=manifest)
 
 
 def _resume_point(spec: TrialSpec) -> tuple[Path | None, list[dict[str, Any]]]:
@@ -105,14 +117,22 @@ def _resume_point(spec: TrialSpec) -> tuple[Path | None, list[dict[str, Any]]]:
     return None, []
 
 
+def _take_over(folder: Path, earlier: Path | None) -> None:
+    """Make an attempt that trained nothing what the earlier one was, checkpoint, pictures and all."""
+    assert earlier is not None, "its epochs come from somewhere"
+    finish(folder, earlier)
+    there = shutil.ignore_patterns("epoch-*", "best*", MANIFEST_FILE)
+    shutil.copytree(earlier, folder, ignore=there, dirs_exist_ok=True)
+
+
 def _untold(spec: TrialSpec, trained: list[dict[str, Any]]) -> list[dict[str, Any]]:
     """Trained epochs that the coordinator died before it recorded, or before it decided upon."""
     last = spec.num_recorded_epochs
     return trained[last - 1 if last in spec.decision_epochs else last :]
 
 
-def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> bool:
-    """Report epochs as their checkpoints become durable; whether the trial was told to stop."""
+def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> Decision:
+    """Report epochs as their checkpoints become durable; return the decision that ended the attempt, if any, or go."""
     for epoch in training:
         event = _ended(spec, epoch.number, epoch.metrics, epoch.seconds)
         decides = epoch.number in spec.decision_epochs
@@ -123,9 +143,9 @@ def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> bool:
             port.send(event)
         else:  # the next epoch trains while this one is written
             epoch.saved.add_done_callback(functools.partial(_send_saved, port.send, event))
-        if decides and port.decision() == "stop":
-            return True
-    return False
+        if decides and (decision := port.decision()) != "go":
+            return decision
+    return "go"
 
 
 def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]) -> None:

@@ -88,6 +88,16 @@ def remove_generations(folder: Path) -> None:
         path.unlink()
 
 
+def keep_newest(folder: Path) -> None:
+    """Remove all generations but the newest whole one: all that a training needs that stands still."""
+    generation = newest(folder)
+    if generation is None:
+        return
+    for path in filter(is_checkpoint, list(folder.iterdir())):
+        if path.name not in generation.files:
+            path.unlink()
+
+
 def finish(folder: Path, resume_from: Path | None) -> None:
     """End a training where its last checkpoint stands: `best.safetensors` is in `folder` then."""
     with Writer(folder, take_up(folder, resume_from)):

@@ -14,7 +14,7 @@ from orchestrator.tables import Reason
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-Decision = Literal["go", "stop"]
+Decision = Literal["go", "stop", "pause"]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,6 +70,15 @@ class TrialEnded:
 
 
 @dataclass(frozen=True, kw_only=True)
+class TrialPaused:
+    """The trial was told to pause: its checkpoint is in the attempt's folder, for a later attempt; the slot is free."""
+
+    trial: int
+    attempt: int
+    manifest: dict[str, str]
+
+
+@dataclass(frozen=True, kw_only=True)
 class TrialFailed:
     """The attempt failed, or its worker was lost; the slot is free again. So ends an export whose worker was lost."""
 
@@ -94,9 +103,9 @@ class Exported:
     error: str = ""
 
 
-Event = EpochEnded | TrialEnded | TrialFailed | Exported
+Event = EpochEnded | TrialEnded | TrialPaused | TrialFailed | Exported
 _TYPES: dict[str, type] = {
-    kind.__name__: kind for kind in (TrialSpec, ExportSpec, EpochEnded, TrialEnded, TrialFailed, Exported)
+    kind.__name__: kind for kind in (TrialSpec, ExportSpec, EpochEnded, TrialEnded, TrialPaused, TrialFailed, Exported)
 }
 
 
