@@ -57,7 +57,8 @@ def sweep(keys: Keys) -> None:
     """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
 
     Study keys: recipe, data, trials, workers, timeout, seed, split_seed, study, sampler (tpe, random),
-    pruner (asha, median, hyperband, none), export (top:K, best, all, none), retries, executor (local, inline).
+    pruner (asha, asha-pause, median, hyperband, none, …), export (top:K, best, all, none), retries,
+    executor (local, inline).
 
     Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
     optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
 from orchestrator.errors import UnknownNameError
 
 Table = Mapping[int, float]  # trial number -> its value at the epoch of the decision
+Curve = Sequence[float]  # a trial's own values, epoch after epoch, up to the decision
 Rank = tuple[float, float]  # a value, then minus the validation loss, by which equal values are told apart
 
 
@@ -25,8 +26,8 @@ class Pruner(Protocol):
     def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
         """The epochs after which a trial waits for a decision; the last epoch needs none."""
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
-        """Whether `trial`, whose value is among `values`, trains on."""
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
+        """Whether `trial`, whose value is among `values`, trains on; `curve` is its way there."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +39,9 @@ class NoPruner:
         del trial, max_epochs
         return ()
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Always."""
-        del trial, max_epochs, values
+        del trial, max_epochs, values, curve
         return True
 
 
@@ -62,9 +63,9 @@ class Asha:
         rungs = {math.ceil(max_epochs / self.eta**k) for k in range(1, self.num_rungs + 1)}
         return tuple(sorted(rung for rung in rungs if rung < max_epochs))
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is in the top `1 / eta` of its rung."""
-        del max_epochs
+        del max_epochs, curve
         num_kept = max(1, len(values) // self.eta)
         return sum(value > values[trial] for value in values.values()) < num_kept
 
@@ -88,9 +89,9 @@ class AshaPause:
             rungs.append(rung)
         return tuple(rungs)
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Never at once."""
-        del trial, max_epochs, values
+        del trial, max_epochs, values, curve
         return False
 
     def promoted(
@@ -125,8 +126,9 @@ class Hyperband:
         """The rungs of the trial's bracket."""
         return self._bracket(trial, max_epochs).decision_epochs(trial, max_epochs)
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is in the top `1 / eta` of its bracket's rung."""
+        del curve
         bracket = self._bracket(trial, max_epochs)
         rivals = {number: value for number, value in values.items() if self._bracket(number, max_epochs) == bracket}
         return bracket.goes_on(trial, max_epochs, rivals)
@@ -154,11 +156,72 @@ class Median:
         del trial
         return tuple(range(self.warmup_epochs + 1, max_epochs))
 
-    def goes_on(self, trial: int, max_epochs: int, values: Table) -> bool:
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is at least as good as the median of the others, or these are too few to tell."""
-        del max_epochs
+        del max_epochs, curve
         others = [value for number, value in values.items() if number != trial]
         return len(others) < self.min_trials or values[trial] >= statistics.median(others)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Percentile:
+    """Stops a trial that is not among the best `kept` percent of the others at the same epoch; the median is 50."""
+
+    kept: float
+    warmup_epochs: int = 1
+    min_trials: int = 5
+
+    def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
+        """Every epoch after the warm-up but the last."""
+        del trial
+        return tuple(range(self.warmup_epochs + 1, max_epochs))
+
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
+        """Whether the trial is at least as good as the percentile of the others, or these are too few to tell."""
+        del max_epochs, curve
+        others = sorted(value for number, value in values.items() if number != trial)
+        if len(others) < self.min_trials:
+            return True
+        place = (len(others) - 1) * (1 - self.kept / 100)  # between two values: on the line from one to the other
+        low, high = others[math.floor(place)], others[math.ceil(place)]
+        return values[trial] >= low + (high - low) * (place % 1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Threshold:
+    """Stops a trial whose value is below `lowest` after the warm-up."""
+
+    lowest: float
+    warmup_epochs: int = 1
+
+    def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
+        """Every epoch after the warm-up but the last."""
+        del trial
+        return tuple(range(self.warmup_epochs + 1, max_epochs))
+
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
+        """Whether the trial is good enough, whatever others are."""
+        del max_epochs, curve
+        return values[trial] >= self.lowest
+
+
+@dataclass(frozen=True, kw_only=True)
+class Patient:
+    """Stops what another pruner would stop, but only once it has not got better for `patience` epochs."""
+
+    patience: int
+    wrapped: Pruner
+
+    def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
+        """Those of the other pruner."""
+        return self.wrapped.decision_epochs(trial, max_epochs)
+
+    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
+        """Whether the trial was best in its latest epochs, or the other pruner lets it."""
+        best = max(range(len(curve)), key=curve.__getitem__, default=0)  # of equals the earliest
+        if len(curve) - 1 - best < self.patience:
+            return True
+        return self.wrapped.goes_on(trial, max_epochs, values, curve)
 
 
 PRUNERS: Mapping[str, Pruner] = {
@@ -167,26 +230,60 @@ PRUNERS: Mapping[str, Pruner] = {
     "median": Median(),
     "hyperband": Hyperband(),
 }
+FORMS = ("asha-pause", "percentile", "threshold", "patient")  # what takes an argument
 
 
 def make(text: str) -> Pruner:
-    """The pruner of a study key's text.
+    """The pruner of a study key's text: a name, in some cases with arguments after colons.
+
+    `asha-pause` or `asha-pause:MIN_EPOCHS`, `percentile:KEPT`, `threshold:LOWEST` or `threshold:LOWEST:WARMUP_EPOCHS`,
+    `patient:EPOCHS:PRUNER`.
 
     Raises:
         UnknownNameError: there is none of that name.
         ValueError: it takes no such argument.
     """
     name, colon, argument = text.partition(":")
-    if name == "asha-pause":
-        return AshaPause(min_epochs=_whole(argument, name) if colon else 1)
-    if name not in PRUNERS:
-        raise UnknownNameError("pruner", name, [*PRUNERS, "asha-pause"])
+    if name not in {*PRUNERS, *FORMS}:
+        raise UnknownNameError("pruner", name, [*PRUNERS, *FORMS])
+    match name:
+        case "asha-pause":
+            return AshaPause(min_epochs=_whole(argument)) if colon else AshaPause()
+        case "percentile":
+            return Percentile(kept=_number(argument, low=0, high=100))
+        case "threshold":
+            lowest, more, epochs = argument.partition(":")
+            warmup = {"warmup_epochs": _whole(epochs)} if more else {}
+            return Threshold(lowest=_number(lowest), **warmup)
+        case "patient":
+            return _patient(argument)
     if colon:
         raise ValueError(f"{name} takes no argument")
     return PRUNERS[name]
 
 
-def _whole(text: str, name: str) -> int:
+def _patient(argument: str) -> Patient:
+    epochs, colon, other = argument.partition(":")
+    if not colon:
+        raise ValueError("expected patient:EPOCHS:PRUNER, such as patient:5:median")
+    wrapped = make(other)
+    if isinstance(wrapped, AshaPause):
+        raise ValueError("patient is for pruners that stop; asha-pause pauses")
+    return Patient(patience=_whole(epochs), wrapped=wrapped)
+
+
+def _whole(text: str) -> int:
     if not text.isdecimal() or int(text) == 0:
-        raise ValueError(f"expected {name}:EPOCHS, a whole number of at least 1")
+        raise ValueError(f"expected a whole number of epochs of at least 1, found {text!r}")
     return int(text)
+
+
+def _number(text: str, *, low: float = -math.inf, high: float = math.inf) -> float:
+    try:
+        number = float(text)
+    except ValueError:
+        number = math.nan
+    if not (low < number < high):
+        between = f" between {low} and {high}" if math.isfinite(low) else ""
+        raise ValueError(f"expected a number{between}, found {text!r}")
+    return number

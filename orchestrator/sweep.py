@@ -421,7 +421,8 @@ class _Coordinator:
             executor.decide(event.trial, self._decision(trial, event.number))
 
     def _decision(self, trial: tables.Trial, epoch: int) -> Decision:
-        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._rungs[epoch]):
+        curve = [row.metrics[self._study.objective] for row in self._epochs[trial.number][:epoch]]
+        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._rungs[epoch], curve):
             return "go"
         return "pause" if isinstance(self._pruner, AshaPause) else "stop"
 

@@ -8,6 +8,7 @@ import random
 import signal
 import sqlite3
 import time
+from itertools import product
 
 import psutil
 import pytest
@@ -74,6 +75,61 @@ def mirrored_runs(orch):
     ]
     assert len(dict(steps)) == len(steps), "a trial has two runs"
     return dict(steps)
+
+
+@pytest.mark.slow
+def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
+    """With one worker each promotion follows from what is recorded: a killed study ends as one that was not."""
+    num_kills, kills = 8, {"coordinator": 0, WORKER: 0, "interrupt": 0}
+    chosen = {"trials": 10, "epochs": 9, "pruner": "asha-pause", "sampler": "random", "workers": 1, "retries": 30}
+    chosen |= {"lr": "tag(log,interval(1e-4,1e-1))", "pause_seconds": 0.3}
+    (tmp_path / "quiet").mkdir()
+    quiet = Orch(tmp_path / "quiet")
+    quiet(*quiet.counting(**{**chosen, "pause_seconds": 0}))
+    arguments = orch.counting(**chosen)
+    chance = random.Random(3)
+    num_paused, kept = set(), []
+    while sum(kills.values()) < num_kills:
+        with orch.running(*arguments) as sweep:
+            wait_until(lambda: children(sweep.pid, WORKER), what="a worker")
+            while sum(kills.values()) < num_kills:
+                time.sleep(chance.uniform(0.3, 1.8))
+                assert sweep.poll() is None, f"the sweep ended after {kills}: {sweep.communicate()}"
+                victim = chance.choice(list(kills))
+                kills[victim] += 1
+                if victim == WORKER:
+                    for process in children(sweep.pid, WORKER)[:1]:
+                        kill(process)
+                    continue
+                below = descendants(sweep.pid)
+                os.kill(sweep.pid, signal.SIGKILL if victim == "coordinator" else signal.SIGINT)
+                sweep.wait(20)
+                assert_gone(below, 5)
+                break
+        num_paused.add(orch.json("status", "s")["states"]["paused"])
+        begun = orch.begun()
+        kept += [
+            (place, begun[place]) for trial, epochs in orch.recorded().items() for place in product([trial], epochs)
+        ]
+    orch(*arguments)
+    assert max(num_paused) >= 2, "some were paused when it was killed"
+    assert orch.recorded() == quiet.recorded()
+    assert ends_of(orch) == ends_of(quiet)
+    begun = orch.begun()
+    assert all(begun[place] == times for place, times in kept), "what was on record was trained again"
+    num_epochs = sum(map(len, quiet.recorded().values()))
+    assert orch.json("status", "s")["epochs_trained"] == num_epochs
+    assert begun.total() - num_epochs <= 2 * num_kills
+    assert not [path for path in (orch.home / "trials").rglob("epoch-*") if path.is_file()]
+    assert mirrored_runs(orch) == quiet.recorded()
+
+
+def ends_of(orch):
+    """How each trial of study `s` ended, and what its last attempt left."""
+    with orch.record() as record:
+        trials = record.trials(record.study("s").id)
+        left = [sorted(record.attempts(trial.id)[-1].manifest) for trial in trials]
+        return [(trial.state, trial.value, trial.best_epoch, files) for trial, files in zip(trials, left, strict=True)]
 
 
 @pytest.mark.slow

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import shutil
 import signal
 import time
 from pathlib import Path
@@ -18,6 +19,7 @@ from orchestrator.executors import (
     Slot,
     TrialEnded,
     TrialFailed,
+    TrialPaused,
     TrialSpec,
     decode,
     encode,
@@ -177,6 +179,48 @@ def test_resumed_trial_is_decided_again_at_its_last_recorded_epoch(executor, tmp
     assert "best.safetensors" in ended.manifest, "the result of the earlier attempt is carried over"
 
 
+def test_paused_trial_frees_its_slot_and_goes_on_to_the_bits_of_one_that_never_paused(executor, tmp_path):
+    (slot,) = executor.free_slots()
+    executor.submit(spec(tmp_path, epochs=4, decision_epochs=[2]), slot)
+    before = collect(executor, lambda event: event.number == 2)
+    executor.decide(0, "pause")
+    (paused,) = collect(executor)
+    assert isinstance(paused, TrialPaused)
+    assert set(paused.manifest) == {"best.safetensors"}
+    folder = tmp_path / "0" / "1"
+    assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-0002.json", "epoch-0002.pt"]
+
+    *other, ended = run(executor, spec(tmp_path, trial=1, epochs=4))
+    *after, promoted = run(executor, spec(tmp_path, epochs=4, attempt=2, earlier=[1], recorded=2))
+    assert [event.number for event in after] == [3, 4]
+    learned = [{key: event.metrics[key] for key in ("train_loss", "val_loss", "val_accuracy")} for event in other]
+    assert [{key: event.metrics[key] for key in learned[0]} for event in [*before, *after]] == learned
+    assert weights(tmp_path / "0" / "2") == weights(tmp_path / "1" / "1")
+    assert not promoted.stopped
+    assert not ended.stopped
+
+
+def weights(folder):
+    """The bytes of the best weights, which stand behind a header that tells of more than them."""
+    data = (folder / "best.safetensors").read_bytes()
+    return data[8 + int.from_bytes(data[:8], "little") :]
+
+
+def test_trial_that_is_paused_again_where_it_stood_hands_on_all_that_there_is(executor, tmp_path):
+    run(executor, spec(tmp_path, epochs=4, fault="raise", fault_epoch=3))
+    (tmp_path / "0" / "1" / "notes").mkdir()
+    (tmp_path / "0" / "1" / "notes" / "a.txt").write_text("of the first attempt")
+    (slot,) = executor.free_slots()
+    executor.submit(spec(tmp_path, epochs=4, attempt=2, earlier=[1], recorded=2, decision_epochs=[2]), slot)
+    assert [event.number for event in collect(executor, lambda _: True)] == [2]
+    executor.decide(0, "pause")
+    (paused,) = collect(executor)
+    assert set(paused.manifest) == {"best.safetensors", "notes/a.txt"}
+    shutil.rmtree(tmp_path / "0" / "1")
+    *epochs, _ = run(executor, spec(tmp_path, epochs=4, attempt=3, earlier=[2, 1], recorded=2))
+    assert [event.number for event in epochs] == [3, 4]
+
+
 def test_unknown_recipe_fails_the_trial_only(executor, tmp_path):
     (failed,) = run(executor, spec(tmp_path, recipe="nothing.py"))
     assert failed.reason is Reason.ERROR
@@ -291,6 +335,7 @@ def test_trial_on_two_gpus_is_recorded_with_both():
     [
         TrialFailed(trial=1, attempt=2, reason=Reason.OOM, message="m"),
         Exported(trial=1, attempt=1, error="no"),
+        TrialPaused(trial=1, attempt=2, manifest={"best.safetensors": "ab"}),
         EpochEnded(trial=0, attempt=1, number=3, metrics={"val_loss": 0.5}, seconds=0.1),
     ],
 )

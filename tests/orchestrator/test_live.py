@@ -75,6 +75,23 @@ def test_tally_tells_the_time_left_from_trials_of_this_run_only():
     assert tally.left == "1:00 left"
 
 
+def test_tally_counts_the_paused_as_far_done_until_they_go_on(capsys):
+    monitor = PlainMonitor()
+    monitor.started(study(), SLOTS, [trial(0, State.PAUSED)])
+    tally = monitor._tally
+    tally._since = time.monotonic() - 60
+    monitor.trial_ended(trial(1, State.PAUSED))
+    assert "0 finished, 0 pruned, 2 paused, 0 failed of 10  ·  8:00 left" in tally.line()
+    monitor.trial_started(trial(1, State.RUNNING), SLOTS[0], 1)
+    assert "1 paused" in tally.line()
+    monitor.trial_ended(trial(1))
+    monitor.trial_ended(trial(0, State.PRUNED))
+    assert "1 finished, 1 pruned, 0 failed of 10" in tally.line()
+    said = capsys.readouterr().out.splitlines()
+    assert said[1].startswith("trial 1 paused at val_accuracy 0.9000 (epoch 2)")
+    assert said[2].startswith("trial 1 goes on after epoch 1 on worker-0")
+
+
 # -- lines
 
 

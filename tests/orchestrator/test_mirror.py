@@ -7,6 +7,7 @@ import socket
 import subprocess
 import sys
 
+import optuna
 import pytest
 from mlflow import MlflowClient
 
@@ -25,6 +26,7 @@ from tests.support.sweeps import (
     in_tensorboard,
     runs_of,
     settings_of,
+    value_of,
 )
 
 NAMES = ["tensorboard", "optuna", "mlflow"]
@@ -58,6 +60,34 @@ def test_every_value_arrives_once_however_often_it_is_synced(sweep):
     assert sync(sweep.settings, "s") == dict.fromkeys(NAMES, 4)
     assert sync(sweep.settings, "s") == dict.fromkeys(NAMES, 0)
     assert_mirrored(sweep.settings, {0: 3, 1: 3})
+
+
+@pytest.mark.slow
+def test_paused_trial_is_shown_as_one_that_waits_and_then_ends_once(sweep):
+    goes_on, stays = sweep.start(), sweep.start()
+    for trial in (goes_on, stays):
+        sweep.train(trial, 1)
+        sweep.end(trial, State.PAUSED, best_epoch=1)
+    sync(sweep.settings)
+    _, runs = runs_of(sweep.settings)
+    assert [(runs[n].info.status, runs[n].info.end_time) for n in (0, 1)] == [("SCHEDULED", None)] * 2
+    study = optuna.load_study(study_name="s", storage=sweep.settings.optuna_url)
+    assert [trial.state.name for trial in study.trials] == ["RUNNING", "RUNNING"]
+
+    sweep.record.start_attempt(sweep.lease, goes_on, "host/cpu0")
+    sync(sweep.settings)
+    assert runs_of(sweep.settings)[1][0].info.status == "RUNNING"
+    sweep.train(goes_on, 2, 3)
+    sweep.record.end_attempt(sweep.lease, goes_on, 2, State.COMPLETE, value=0.9, best_epoch=3)
+    sweep.record.prune_paused(sweep.lease, stays)
+    sync(sweep.settings)
+    assert_mirrored(sweep.settings, {0: 3, 1: 1})
+    _, runs = runs_of(sweep.settings)
+    assert [runs[n].info.status for n in (0, 1)] == ["FINISHED", "KILLED"]
+    assert runs[1].data.metrics["best_val_accuracy"] == value_of(1, 1, "val_accuracy")
+    assert "orch.checkpoint_sha256" in runs[1].data.tags
+    study = optuna.load_study(study_name="s", storage=sweep.settings.optuna_url)
+    assert [trial.state.name for trial in study.trials] == ["COMPLETE", "PRUNED"]
 
 
 def test_lag_counts_what_is_left(sweep):

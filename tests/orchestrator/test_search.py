@@ -130,6 +130,30 @@ def test_trials_that_failed_by_an_error_are_not_seen():
     assert search.ask(40) == Search(LINE, "tpe", seed=0).ask(40)
 
 
+@pytest.mark.parametrize("state", [State.PAUSED, State.RUNNING, State.WAITING])
+def test_trial_that_was_paused_is_learned_from_as_if_pruned_there(state):
+    told = [(p, 1 - abs(p["x"] - 0.9)) for p in line()]
+
+    def after(state):
+        search = Search(LINE, "tpe", seed=0)
+        trials = [trial(number, p, state, value) for number, (p, value) in enumerate(told)]
+        search.restore(trials, {number: epochs(value) for number, (_, value) in enumerate(told)})
+        return [search.ask(number)["x"] for number in range(40, 50)]
+
+    assert after(state) == after(State.PRUNED)
+
+
+def test_paused_trial_is_told_once_and_anew_in_a_new_search():
+    search = Search(LINE, "tpe", seed=0)
+    params = search.ask(0)
+    assert search.is_open(0)
+    search.tell(trial(0, params, State.PAUSED, 0.5), epochs(0.5))
+    assert not search.is_open(0)
+    again = Search(LINE, "tpe", seed=0)
+    again.restore([trial(0, params, State.COMPLETE, 0.9)], {0: epochs(0.5, 0.9)})
+    assert not again.is_open(0)
+
+
 # -- conditions and constraints
 
 CONDITIONAL = {

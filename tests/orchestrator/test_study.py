@@ -250,6 +250,7 @@ def test_name_that_names_no_folder_is_refused_in_one_line(name):
         ("recipe=cnn timeout=5x", "timeout=5x: expected a duration"),
         ("recipe=cnn sampler=tpee", "unknown sampler 'tpee'; did you mean 'tpe'?"),
         ("recipe=cnn pruner=ash", "unknown pruner 'ash'; did you mean 'asha'?"),
+        ("recipe=cnn pruner=asha-pause:0", "pruner=asha-pause:0: expected a whole number of epochs"),
         ("recipe=cnn executor=zzz", "unknown executor 'zzz'; known: inline, local"),
         ("recipe=cnn export=top:0", "export=top:0: expected best, all, none or top:K"),
         ("recipe=cnn seed=-1", "seed=-1: Input should be greater than or equal to 0"),

@@ -8,16 +8,19 @@ import json
 import os
 import pty
 import re
+import signal
 import struct
 import subprocess
 import termios
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import load_file
 
 from recipes import mlp
 from recipes.config import make
-from tests.support.orch import COUNTING, ORCH, Orch
+from tests.support.orch import COUNTING, ORCH, Orch, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -91,6 +94,74 @@ def test_pruned_trials_stop_at_a_rung_and_the_rest_is_exported(orch):
     onnx = orch.json("show", f"s/{complete[0]['trial']}")["onnx"]
     assert onnx["error"] is None
     assert onnx["max_difference"] < 1e-4
+
+
+RATES = {"lr": "tag(log,interval(1e-4,1e-1))", "sampler": "random"}
+
+
+def test_study_that_pauses_promotes_the_best_and_prunes_the_rest_at_its_end(orch):
+    orch(*orch.counting(trials=9, epochs=9, pruner="asha-pause", export="best", workers=2, **RATES))
+    rows = orch.json("compare", "s")
+    complete = [row for row in rows if row["state"] == "complete"]
+    pruned = [row for row in rows if row["state"] == "pruned"]
+    assert complete
+    assert len(complete) + len(pruned) == 9
+    assert all(row["epochs"] == 9 for row in complete)
+    assert {row["epochs"] for row in pruned} == {1, 3}
+    assert sum(row["epochs"] >= 3 for row in rows) >= 3
+    assert all(row["value"] is not None for row in rows)
+    assert max(orch.begun().values()) == 1, "no epoch was trained twice"
+
+    shown = orch.json("show", f"s/{complete[0]['trial']}")
+    assert [attempt["state"] for attempt in shown["attempts"]] == ["paused", "paused", "complete"]
+    assert shown["onnx"]["error"] is None
+    shown = orch.json("show", f"s/{pruned[0]['trial']}")
+    assert (shown["state"], set(shown["files"])) == ("pruned", {"best.safetensors"})
+    files = [path for path in (orch.home / "trials").rglob("*") if path.is_file()]
+    assert not [path for path in files if path.name.startswith(("epoch-", "best-"))]
+    assert len([path for path in files if path.name == "best.safetensors"]) == 9, "earlier attempts left nothing"
+
+    before = orch.recorded()
+    orch(*orch.counting(trials=14, epochs=9, pruner="asha-pause", export="best", workers=2, **RATES))
+    after = orch.recorded()
+    assert {trial: after[trial] for trial in before} == before, "what was pruned at its rung stays so"
+    assert len(after) == 14
+    assert max(orch.begun().values()) == 1
+
+
+def test_promoted_trial_equals_one_that_was_never_paused(orch):
+    still = ["recipe=cnn", "lr=1e-3,3e-3", "width=8", "depth=2", "batch_size=64", "crop=1", "dropout=0.2", "epochs=5"]
+    fixed = ["weight_decay=0.01", "label_smoothing=0", "limit=400", "trials=1", "export=none", "device=cpu"]
+    for name, pruner in (("a", "asha-pause"), ("b", "none")):
+        orch("sweep", *still, *fixed, f"study={name}", f"pruner={pruner}")
+    paused, never = orch.json("show", "a/0"), orch.json("show", "b/0")
+    assert [attempt["state"] for attempt in paused["attempts"]] == ["paused", "paused", "complete"]
+    assert [epoch["attempt"] for epoch in paused["epochs"]] == [1, 2, 2, 3, 3]
+    assert len(never["attempts"]) == 1
+    assert [epoch["metrics"] for epoch in paused["epochs"]] == [epoch["metrics"] for epoch in never["epochs"]]
+    assert (paused["value"], paused["best_epoch"]) == (never["value"], never["best_epoch"])
+    trained = [load_file(Path(shown["folder"]) / "best.safetensors") for shown in (paused, never)]
+    assert trained[0].keys() == trained[1].keys()
+    assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
+
+
+def test_stopped_study_shows_what_is_paused_and_another_pruner_takes_it_up(orch):
+    arguments = orch.counting(trials=6, epochs=4, pruner="asha-pause", workers=1, pause_seconds=0.4, **RATES)
+    with orch.running(*arguments) as sweep:
+        wait_until(lambda: orch.begun()[(3, 1)], what="the fourth trial")
+        os.kill(sweep.pid, signal.SIGINT)
+        sweep.communicate(timeout=20)
+        assert sweep.returncode == 130
+    status = orch.json("status", "s")
+    assert status["states"]["paused"] >= 2
+    assert status["states"]["running"] == 0
+    (row, *_) = [row for row in orch.json("compare", "s") if row["state"] == "paused"]
+    assert row["value"] is not None
+    assert orch.json("show", f"s/{row['trial']}")["state"] == "paused"
+    recorded = orch.recorded()
+    orch("resume", "s", "pruner=none")
+    assert orch.recorded() == {trial: [1, 2, 3, 4] for trial in range(6)}
+    assert all(orch.begun()[(trial, epoch)] == 1 for trial, epochs in recorded.items() for epoch in epochs)
 
 
 def test_train_runs_one_configuration_and_knows_it_again(orch):

@@ -252,3 +252,20 @@ def test_full_disk_leaves_the_checkpoint_before_and_says_so(tmp_path):
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout == "[3, 4]\n"
+
+
+def test_of_a_training_that_stands_still_only_the_newest_whole_generation_is_kept(tmp_path):
+    write(tmp_path, range(1, 5), best=2)
+    checkpoint.keep_newest(tmp_path)
+    assert names(tmp_path) == ["best-0002.safetensors", "best.safetensors", "epoch-0004.json", "epoch-0004.pt"]
+    assert [epoch["number"] for epoch in checkpoint.read_history(tmp_path)] == [1, 2, 3, 4]
+
+
+def test_broken_generation_is_not_the_one_that_is_kept(tmp_path):
+    write(tmp_path, range(1, 5), best=2)
+    flip_a_byte(tmp_path / "epoch-0004.pt")
+    checkpoint.keep_newest(tmp_path)
+    assert names(tmp_path) == ["best-0002.safetensors", "best.safetensors", "epoch-0003.json", "epoch-0003.pt"]
+    (tmp_path / "epoch-0003.json").unlink()
+    checkpoint.keep_newest(tmp_path)
+    assert "epoch-0003.pt" in names(tmp_path), "where nothing is whole, nothing is removed"
