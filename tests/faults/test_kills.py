@@ -8,7 +8,6 @@ import random
 import signal
 import sqlite3
 import time
-from itertools import product
 
 import psutil
 import pytest
@@ -108,9 +107,8 @@ def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
                 break
         num_paused.add(orch.json("status", "s")["states"]["paused"])
         begun = orch.begun()
-        kept += [
-            (place, begun[place]) for trial, epochs in orch.recorded().items() for place in product([trial], epochs)
-        ]
+        on_record = [(trial, epoch) for trial, epochs in orch.recorded().items() for epoch in epochs]
+        kept += [(place, begun[place]) for place in on_record]
     orch(*arguments)
     assert max(num_paused) >= 2, "some were paused when it was killed"
     assert orch.recorded() == quiet.recorded()
