@@ -171,7 +171,7 @@ def show(seeds: list[Curves], num_workers: int) -> None:
     """Print a line a way: epochs, their share of those of no pruning, the best, and how it differs from that one's."""
     base = [replay(WAYS[BASE](found), found, num_workers) for found in seeds]
     print(f"\n{num_workers} worker(s), {len(seeds)} seed(s)")
-    print(f"{'way':26} {'epochs':20} {'share':22} {'best val_accuracy':26} {'less that of no pruning':26} its val_loss")
+    print(f"{'way':26} {'epochs':20} {'share':22} {'best val_accuracy':26} {'less that of no pruning':30} its val_loss")
     for name, make in WAYS.items():
         runs = [replay(make(found), found, num_workers) for found in seeds]
         shares = [run.total / whole.total for run, whole in zip(runs, base, strict=True)]
@@ -182,7 +182,7 @@ def show(seeds: list[Curves], num_workers: int) -> None:
             machine.spread([run.best - whole.best for run, whole in zip(runs, base, strict=True)], 4),
             machine.spread([run.loss for run in runs], 4),
         ]
-        print(f"{name:26} {columns[0]:20} {columns[1]:22} {columns[2]:26} {columns[3]:26} {columns[4]}")
+        print(f"{name:26} {columns[0]:20} {columns[1]:22} {columns[2]:26} {columns[3]:30} {columns[4]}")
         if name == OURS:
             worst, difference = max(shares), statistics.median(r.best - w.best for r, w in zip(runs, base, strict=True))
     print(f"{OURS}: at most {worst:.1%} of the epochs (limit {LIMIT:.0%}); median of the best {difference:+.4f}")

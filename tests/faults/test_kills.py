@@ -80,7 +80,8 @@ def mirrored_runs(orch):
 def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
     """With one worker each promotion follows from what is recorded: a killed study ends as one that was not."""
     num_kills, kills = 8, {"coordinator": 0, WORKER: 0, "interrupt": 0}
-    chosen = {"trials": 10, "epochs": 9, "pruner": "asha-pause", "sampler": "random", "workers": 1, "retries": 30}
+    # TPE draws at random ten times first; the draws after that show that a resumed search has been told the same.
+    chosen = {"trials": 14, "epochs": 9, "pruner": "asha-pause", "sampler": "tpe", "workers": 1, "retries": 30}
     chosen |= {"lr": "tag(log,interval(1e-4,1e-1))", "pause_seconds": 0.3}
     (tmp_path / "quiet").mkdir()
     quiet = Orch(tmp_path / "quiet")
@@ -123,11 +124,12 @@ def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
 
 
 def ends_of(orch):
-    """How each trial of study `s` ended, and what its last attempt left."""
+    """What each trial of study `s` was, how it ended, and what its last attempt left."""
     with orch.record() as record:
         trials = record.trials(record.study("s").id)
         left = [sorted(record.attempts(trial.id)[-1].manifest) for trial in trials]
-        return [(trial.state, trial.value, trial.best_epoch, files) for trial, files in zip(trials, left, strict=True)]
+        ends = [(trial.params, trial.state, trial.value, trial.best_epoch) for trial in trials]
+        return list(zip(ends, left, strict=True))
 
 
 @pytest.mark.slow

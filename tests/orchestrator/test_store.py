@@ -234,6 +234,23 @@ def test_ended_trial_holds_how_it_ended(record, state, ended):
         assert getattr(attempt if name == "manifest" else found, name) == value
 
 
+def test_paused_trial_has_the_value_of_its_rung_until_it_ends_and_is_not_requeued(record):
+    study = new_study(record)
+    trial = new_trial(record, study)
+    record.start_attempt(LEASE, trial, "w")
+    record.end_attempt(LEASE, trial, 1, State.PAUSED, value=0.4, best_epoch=1, manifest={"best.safetensors": "a" * 64})
+    paused = record.trial(study.id, 0)
+    assert (paused.state, paused.value, paused.best_epoch, paused.ended_at) == (State.PAUSED, 0.4, 1, None)
+    assert record.requeue_running(LEASE, study.id) == 0
+    assert record.start_attempt(LEASE, trial, "w").number == 2
+    assert record.requeue_running(LEASE, study.id) == 1
+    assert record.trial(study.id, 0).value == 0.4
+    record.prune_paused(LEASE, trial)
+    pruned, (first, _) = record.trial(study.id, 0), record.attempts(trial.id)
+    assert (pruned.state, pruned.value, pruned.best_epoch) == (State.PRUNED, 0.4, 1)
+    assert pruned.ended_at >= first.ended_at > 0
+
+
 def test_epoch_recorded_twice_keeps_its_first_values(record):
     study = new_study(record)
     trial, other = new_trial(record, study), new_trial(record, study)
@@ -330,6 +347,7 @@ def write_everything(record, lease, study, trial):
         "start_attempt": lambda: record.start_attempt(lease, trial, "w"),
         "add_epochs": lambda: record.add_epochs(lease, trial, [new_epoch(trial, 1)]),
         "end_attempt": lambda: record.end_attempt(lease, trial, 1, State.COMPLETE),
+        "prune_paused": lambda: record.prune_paused(lease, trial),
         "add_export": lambda: record.add_export(lease, trial, new_export(trial)),
         "requeue_running": lambda: record.requeue_running(lease, study.id),
         "delete_study": lambda: record.delete_study(lease, study.id),

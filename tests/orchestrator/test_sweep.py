@@ -129,6 +129,17 @@ def test_study_that_pauses_promotes_the_best_and_prunes_the_rest_at_its_end(orch
     assert max(orch.begun().values()) == 1
 
 
+def test_leader_that_fails_leaves_its_place_to_the_next(orch):
+    """Of two trials neither is promoted for its rank alone: the better one goes on, and the other after its failure."""
+    chosen = {"hidden": 8, "trials": 2, "epochs": 4, "pruner": "asha-pause", "workers": 1, "sampler": "random"}
+    orch(*orch.counting("lr=1e-5,1e-2", "fault='',diverge", **chosen))
+    slow, quick = (orch.json("show", f"s/{trial}") for trial in (0, 1))
+    assert (slow["config"]["lr"], quick["config"]["lr"]) == (1e-5, 1e-2)
+    assert slow["epochs"][0]["metrics"]["val_accuracy"] < quick["epochs"][0]["metrics"]["val_accuracy"]
+    assert (quick["state"], quick["reason"], quick["value"]) == ("failed", "diverged", None)
+    assert (slow["state"], len(slow["epochs"])) == ("complete", 4)
+
+
 def test_promoted_trial_equals_one_that_was_never_paused(orch):
     still = ["recipe=cnn", "lr=1e-3,3e-3", "width=8", "depth=2", "batch_size=64", "crop=1", "dropout=0.2", "epochs=5"]
     fixed = ["weight_decay=0.01", "label_smoothing=0", "limit=400", "trials=1", "export=none", "device=cpu"]
