@@ -2,7 +2,7 @@
 
 Each configuration is trained to the end of 27 epochs once a seed, and its learning curve kept. Then every way to prune
 is replayed on these curves: our pruners by the calls that the coordinator makes, Optuna's by its own study. In a replay
-the workers take configurations in one order; an epoch takes as long as the configuration's epochs took on average.
+the workers take configurations in one order; an epoch takes one to three units of time, drawn once a configuration.
 The winner is the best of what was trained to its end. With `--real` a real sweep of the first seed and one worker must
 train each configuration for as many epochs as its replay.
 """
@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import heapq
 import json
+import random
 import shutil
 import statistics
 import subprocess
@@ -145,20 +146,20 @@ class Replay:
 
 def replay(way: Way, found: Curves, num_workers: int) -> Replay:
     """Let so many workers train the recorded configurations as `way` says."""
-    seconds = [curve["seconds"] / curves.MAX_EPOCHS for curve in found]
+    durations = [random.Random(trial).uniform(1, 3) for trial in range(len(found))]
     epochs: dict[int, int] = {}
     running: list[tuple[float, int]] = []  # when a trial's epoch ends
     now = 0.0
     while True:
         while len(running) < num_workers and (trial := way.next(idle=not running)) is not None:
             epochs.setdefault(trial, 0)
-            heapq.heappush(running, (now + seconds[trial], trial))
+            heapq.heappush(running, (now + durations[trial], trial))
         if not running:
             break
         now, trial = heapq.heappop(running)
         epochs[trial] += 1
         if way.decide(trial, epochs[trial]) == "go" and epochs[trial] < curves.MAX_EPOCHS:
-            heapq.heappush(running, (now + seconds[trial], trial))
+            heapq.heappush(running, (now + durations[trial], trial))
     best, loss = min(
         min((-accuracy, loss) for accuracy, loss in zip(curve["val_accuracy"], curve["val_loss"], strict=True))
         for curve, length in zip(found, (epochs[trial] for trial in range(len(found))), strict=True)

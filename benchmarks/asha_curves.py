@@ -7,7 +7,6 @@ those of `orch sweep recipe=cnn epochs=27 sampler=random seed=0`; a seed changes
 from __future__ import annotations
 
 import json
-import time
 from pathlib import Path
 from typing import Any
 
@@ -46,9 +45,8 @@ def record(folder: Path, seed: int) -> None:
     recipe = recipes.load("cnn")
     folder.mkdir(parents=True, exist_ok=True)
     for number, config in list(enumerate(configurations()))[len(read(folder, seed)) :]:
-        started = time.perf_counter()
         epochs = list(recipe.module.train(make(recipe.config_type, {**config, "seed": seed})))
         curves = {name: [epoch.metrics[name] for epoch in epochs] for name in METRICS}
-        line = {"trial": number, "seconds": time.perf_counter() - started, **curves}
+        line = {"trial": number, **curves}
         with (folder / f"seed-{seed}.jsonl").open("a") as file:
             file.write(json.dumps(line) + "\n")

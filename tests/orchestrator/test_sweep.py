@@ -18,6 +18,10 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from orchestrator import compare
+from orchestrator.search import Search
+from orchestrator.sweep import from_record
+from orchestrator.tables import State
 from recipes import mlp
 from recipes.config import make
 from tests.support.orch import COUNTING, ORCH, Orch, wait_until
@@ -138,6 +142,24 @@ def test_leader_that_fails_leaves_its_place_to_the_next(orch):
     assert slow["epochs"][0]["metrics"]["val_accuracy"] < quick["epochs"][0]["metrics"]["val_accuracy"]
     assert (quick["state"], quick["reason"], quick["value"]) == ("failed", "diverged", None)
     assert (slow["state"], len(slow["epochs"])) == ("complete", 4)
+
+
+def test_draws_learn_from_how_far_each_paused_trial_had_come(orch):
+    """Each draw is that of a search which has been told all that was on record when it was made."""
+    chosen = {"trials": 18, "epochs": 9, "pruner": "asha-pause", "workers": 1, "lr": RATES["lr"]}
+    orch(*orch.counting(**chosen))
+    with orch.record() as record:
+        row = record.study("s")
+        study, trials, epochs = from_record(row), record.trials(row.id), record.epochs(row.id)
+    for drawn in trials[10:]:
+        earlier, then = trials[: drawn.number], {}
+        for trial in earlier:
+            then[trial.number] = [epoch for epoch in epochs[trial.number] if epoch.recorded_at < drawn.created_at]
+            trial.state = State.COMPLETE if len(then[trial.number]) == 9 else State.PAUSED
+            trial.value = compare.best_epoch(then[trial.number], "val_accuracy").metrics["val_accuracy"]
+        search = Search(study.space, "tpe", study.seed)
+        search.restore(earlier, then)
+        assert search.ask(drawn.number) == drawn.params
 
 
 def test_promoted_trial_equals_one_that_was_never_paused(orch):
