@@ -80,7 +80,7 @@ def test_pictures_with_several_labels_are_swept_promoted_and_predicted(orch, tmp
 @pytest.mark.parametrize(
     ("keys", "message"),
     [
-        (("recipe=cnn",), "recipe cnn takes images; data=csv:diabetes.csv is a table, for recipe=mlp"),
+        (("recipe=cnn",), "diabetes.csv is a table, for recipe=mlp"),
         (("recipe=mlp", "flip=0.5"), "flip changes images, and this is a table"),
         (("recipe=mlp", "label_smoothing=0.1"), "label_smoothing is for classes and labels"),
         (("recipe=mlp", "loss=mse,bce"), "loss=bce is not for task=regression; its losses are mse, l1, smooth_l1"),
