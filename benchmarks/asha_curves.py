@@ -27,7 +27,7 @@ METRICS = ("val_accuracy", "val_loss")
 def configurations() -> list[dict[str, Any]]:
     """The flat configurations, as the sweep of `KEYS` draws them."""
     found = study.load(KEYS)
-    search = Search(found.space, found.budget.sampler, found.seed)
+    search = Search(found.space, found.sampler, found.seed)
     return [found.config(search.ask(number)) for number in range(NUM_CONFIGS)]
 
 

@@ -56,9 +56,9 @@ AsJson = Annotated[bool, typer.Option("--json", help="Print JSON and nothing els
 def sweep(keys: Keys) -> None:
     """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
 
-    Study keys: recipe, data, trials, workers, timeout, seed, split_seed, study, sampler (tpe, random),
-    pruner (asha, asha-pause, median, hyperband, none, …), export (top:K, best, all, none), retries,
-    executor (local, inline).
+    Study keys: recipe, data, trials, workers, timeout, seed, split_seed, study, sampler (auto, tpe, gp, cmaes, qmc,
+    nsga2, grid, random), pruner (asha, asha-pause, median, hyperband, none, …), export (top:K, best, all, none),
+    retries, executor (local, inline); what is tried first: default_first, enqueue (FILE), warm_start (STUDY).
 
     Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
     optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).
@@ -481,7 +481,8 @@ def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> No
     with _record() as record:
         summary = views.summarise(record, settings, outcome.study)
     if outcome.was_complete:
-        print(f"study {study.name} is complete: {len(summary.rows)} trials; a larger trials= extends it")
+        more = "its space has no other configurations" if outcome.used_up else "a larger trials= extends it"
+        print(f"study {study.name} is complete: {len(summary.rows)} trials; {more}")
     render.show_leaderboard(summary.rows, limit=NUM_SHOWN)
     for line in summary.lines(outcome):
         print(line)

@@ -192,7 +192,7 @@ def _headline(study: Study, slots: Sequence[Slot]) -> str:
     where = sorted({device for slot in slots for device in slot.devices})
     places = f"GPU {', '.join(where)}" if where else "CPU"
     workers = f"{len(slots)} worker(s) of {slots[0].threads} thread(s), {places}"
-    how = f"sampler {study.budget.sampler}, pruner {study.budget.pruner}"
+    how = f"sampler {study.sampler}, pruner {study.budget.pruner}"
     return f"{study.name}: {study.budget.trials} trials on {workers}; {how}"
 
 

@@ -9,50 +9,63 @@ from __future__ import annotations
 
 import hashlib
 import random
-import warnings
 from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from orchestrator import samplers
 from orchestrator.errors import UsageError
+from orchestrator.points import Points
 from orchestrator.space import Choices, Range, Scalar, Space, draw, holds, in_order
-from orchestrator.tables import Epoch, Reason, State, Trial
-from recipes.config import objective_of
+from orchestrator.starts import Result, result
+from orchestrator.tables import Epoch, State, Trial
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Mapping, Sequence
-
-    from optuna.samplers import BaseSampler
-
-    from orchestrator.study import SamplerName
+    from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 _FEASIBLE = "ended well"  # name of the constraint that out of memory and divergence violate
-# How often an impossible configuration is drawn again: by the sampler, then from the whole space.
+_NOTHING_LEARNT = 0.0  # what they are worth to a sampler that sees complete trials alone: of no objective is it good
+# How often a configuration that is impossible or was run is drawn again: by the sampler, then from the whole space.
 SAMPLED_TRIES, UNIFORM_TRIES = 20, 2000
 
 
 class Search:
-    """Suggests the parameters of the next trial; is told how trials ended.
+    """Suggests the parameters of the next trial, none twice; is told how trials ended.
 
-    `complaint` says of parameters why they are impossible, or nothing.
+    `complaint` says of parameters why they are impossible, or nothing. Trial n is the n-th configuration of `queue`,
+    where there is one; the sampler draws the fields that it leaves open. `known` are results of another study, from
+    which the sampler learns.
     """
 
     def __init__(
         self,
         space: Space,
-        sampler: SamplerName,
+        sampler: str,
         seed: int,
         complaint: Callable[[Mapping[str, Scalar]], str] = lambda _: "",
+        *,
+        queue: Sequence[Mapping[str, Scalar]] = (),
+        known: Sequence[Result] = (),
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = {name: space[name] for name in in_order(space)}
         self._distributions = {name: _distribution(searched) for name, searched in self._space.items()}
-        self._sampler, self._seed, self._complaint = sampler, seed, complaint
-        self._has_conditions = any(searched.when for searched in space.values())
+        self._sampler, self._seed, self._complaint, self._queue = sampler, seed, complaint, queue
         self._study = optuna.create_study(direction="maximize")
         self._open: dict[int, optuna.Trial] = {}
+        self._points = Points(self._space, _draw_seed(seed, "order"))
+        self._order = self._points.listed()  # what has come out of it has been run, is impossible, or is the next
+        self._next: dict[str, Scalar] | None = None
+        self._run: set[Hashable] = set()
+        for each in known:
+            self._end(self._add(each.params), each)
+
+    @property
+    def used_up(self) -> bool:
+        """Whether all possible configurations have been run; never where they cannot be counted."""
+        return self._points.countable and self._next_new() is None
 
     def restore(self, trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> None:
         """Take in what the record holds: ended trials and those that were paused as results, all others as open.
@@ -61,30 +74,50 @@ class Search:
         study that pauses there would hardly be a result to learn from.
         """
         for trial in trials:
-            self._open[trial.number] = self._add(trial.params)
+            self._opened(trial.number, self._add(trial.params))
             if trial.state.finished or trial.value is not None:
                 self.tell(trial, epochs.get(trial.number, []))
 
     def ask(self, number: int) -> dict[str, Scalar]:
-        """Draw the parameters of trial `number`, as often as it takes for them to be possible.
+        """Draw the parameters of trial `number`, as often as it takes for them to be possible and new.
 
         Raises:
-            UsageError: nothing possible was found.
+            UsageError: nothing possible was found, or all has been run.
         """
-        for attempt in range(SAMPLED_TRIES):
-            seed = _draw_seed(self._seed, number, *([attempt] if attempt else []))
-            self._study.sampler = _sampler(self._sampler, seed, has_conditions=self._has_conditions)
-            asked = self._drawn()
-            if not self._complaint(asked.params):
-                self._open[number] = asked
-                return dict(asked.params)
-            self._study.tell(asked, state=TrialState.FAIL)  # which no sampler looks at
-        params = self._uniform(number)
-        self._open[number] = self._add(params)
-        return params
+        given = self._queue[number] if number < len(self._queue) else {}
+        asked = self._sampled(number, given) or self._add(self._uniform(number, given))
+        return self._opened(number, asked)
 
-    def _drawn(self) -> optuna.Trial:
-        """A trial whose parameters the sampler draws."""
+    def _opened(self, number: int, asked: optuna.Trial) -> dict[str, Scalar]:
+        self._open[number] = asked
+        self._run.add(self._points.key(asked.params))
+        return dict(asked.params)
+
+    def _sampled(self, number: int, given: Mapping[str, Scalar]) -> optuna.Trial | None:
+        """What the sampler draws to the `given` fields, if it comes to something new; a grid has an order instead."""
+        rejected: list[optuna.Trial] = []  # open while others are drawn, so that the sampler keeps away from them
+        found = None
+        while found is None and len(rejected) < (SAMPLED_TRIES if self._sampler != "grid" else 0):
+            self._study.sampler = self._sampler_for(number, len(rejected))
+            asked = self._drawn(given)
+            if self._is_new(asked.params):
+                found = asked
+            else:
+                rejected.append(asked)
+        for asked in rejected:
+            self._study.tell(asked, state=TrialState.FAIL)  # which no sampler looks at
+        return found
+
+    def _sampler_for(self, number: int, attempt: int) -> optuna.samplers.BaseSampler:
+        """The sampler of one draw. A sequence has one seed for all trials; the trial's number is the place in it."""
+        first: tuple[int | str, ...] = ("sequence",) if self._sampler == "qmc" else (number,)
+        seed = _draw_seed(self._seed, *((number, attempt) if attempt else first))
+        return samplers.make(self._sampler, self._space, self._distributions, seed, number)
+
+    def _drawn(self, given: Mapping[str, Scalar]) -> optuna.Trial:
+        """A trial whose parameters the sampler draws, but for those that are given."""
+        if given:
+            self._study.enqueue_trial(dict(given))
         asked = self._study.ask()
         for name, searched in self._space.items():
             if holds(searched.when, asked.params):
@@ -98,17 +131,37 @@ class Search:
         self._study.enqueue_trial(dict(params))
         return self._study.ask({name: given for name, given in self._distributions.items() if name in params})
 
-    def _uniform(self, number: int) -> dict[str, Scalar]:
-        """Possible parameters, from anywhere in the space."""
+    def _uniform(self, number: int, given: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """New parameters from anywhere in the space; if there are none with the `given` fields, without them."""
+        if self._points.countable and (found := self._next_new(given)) is not None:
+            return found
         rng = random.Random(_draw_seed(self._seed, number, SAMPLED_TRIES))
         complaint = ""
         for _ in range(UNIFORM_TRIES):
-            params = draw(self._space, rng)
-            complaint = self._complaint(params)
-            if not complaint:
+            params = draw(self._space, rng, given)
+            if self._is_new(params):
                 return params
+            complaint = self._complaint(params) or "it has been run"
+        if given:
+            return self._uniform(number, {})
         tries = SAMPLED_TRIES + UNIFORM_TRIES
         raise UsageError(f"trial {number}: no possible configuration among {tries} draws; the last: {complaint}")
+
+    def _is_new(self, params: Mapping[str, Scalar]) -> bool:
+        return self._points.key(params) not in self._run and not self._complaint(params)
+
+    def _next_new(self, given: Mapping[str, Scalar] | None = None) -> dict[str, Scalar] | None:
+        """The next configuration in the seed's order that is new, one with the `given` fields if there is."""
+        if given:
+            matching = (params for params in self._points.listed() if given.items() <= params.items())
+            if (found := self._first_new(matching)) is not None:
+                return found
+        if self._next is None or not self._is_new(self._next):
+            self._next = self._first_new(self._order)
+        return self._next
+
+    def _first_new(self, listed: Iterable[dict[str, Scalar]]) -> dict[str, Scalar] | None:
+        return next((params for params in listed if self._is_new(params)), None)
 
     def is_open(self, number: int) -> bool:
         """Whether nothing was told of trial `number` yet. Optuna can't unsay: of others only `restore` tells anew."""
@@ -117,15 +170,21 @@ class Search:
     def tell(self, trial: Trial, epochs: Sequence[Epoch]) -> None:
         """Take in how `trial` ended or where it paused; out of memory and divergence teach the sampler to stay away."""
         asked = self._open.pop(trial.number)
-        if trial.state is State.FAILED and trial.reason in {Reason.ERROR, Reason.LOST}:
+        ended = result(trial, epochs, trial.params)
+        if ended is None:
             self._study.tell(asked, state=TrialState.FAIL)
-            return
-        objective = objective_of(trial.config)
-        for epoch in epochs:
-            asked.report(epoch.metrics[objective], epoch.number)
-        asked.set_constraint(_FEASIBLE, 1.0 if trial.state is State.FAILED else 0.0)
-        if trial.state is State.COMPLETE:
-            self._study.tell(asked, trial.value)
+        else:
+            self._end(asked, ended)
+
+    def _end(self, asked: optuna.Trial, ended: Result) -> None:
+        for number, value in enumerate(ended.values, 1):
+            asked.report(value, number)
+        if self._sampler not in samplers.TAKE_NO_CONSTRAINTS:
+            asked.set_constraint(_FEASIBLE, 1.0 if ended.state is State.FAILED else 0.0)
+        if ended.state is State.FAILED and self._sampler in samplers.LEARN_FROM_COMPLETE:
+            self._study.tell(asked, _NOTHING_LEARNT)
+        elif ended.state is State.COMPLETE:
+            self._study.tell(asked, ended.value)
         else:
             self._study.tell(asked, state=TrialState.PRUNED)
 
@@ -151,20 +210,7 @@ def _forget_undrawn(asked: optuna.Trial) -> None:
             asked.storage.set_trial_system_attr(asked._trial_id, key, "")
 
 
-def _sampler(name: SamplerName, seed: int, *, has_conditions: bool) -> BaseSampler:
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", optuna.exceptions.ExperimentalWarning)
-        match name:
-            case "tpe":
-                # In groups, fields that not all trials have are drawn together with the others.
-                return optuna.samplers.TPESampler(
-                    seed=seed, multivariate=True, group=has_conditions, constant_liar=True
-                )
-            case "random":
-                return optuna.samplers.RandomSampler(seed=seed)
-
-
-def _draw_seed(*parts: int) -> int:
+def _draw_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4])
 
 

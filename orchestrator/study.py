@@ -19,9 +19,12 @@ from pydantic import Field, ValidationError
 
 import recipes
 from orchestrator import catalogue, constraints, overrides, pruning, study_files
+from orchestrator import starts as beginnings
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.feasible import Feasible
+from orchestrator.points import MAX_COUNTED, num_values, plain_ranges
 from orchestrator.space import Choices, Range, Scalar, Space, plain, settle
+from orchestrator.starts import Result
 from orchestrator.tables import MAX_NAME_LENGTH
 from recipes.config import (
     AugmentConfig,
@@ -51,7 +54,8 @@ UNIDENTIFYING_FIELDS = PLACEMENT_FIELDS | {"data"}
 # Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.
 STUDY_FIELDS = (*DatasetConfig.model_fields, "seed")
 
-SamplerName = Literal["tpe", "random"]
+SamplerName = Literal["auto", "tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2"]
+MAX_GP_TRIALS = 100  # a draw of a Gaussian process costs the cube of the trials so far
 ExecutorName = Literal["local", "inline"]
 
 
@@ -62,7 +66,7 @@ class Budget(Part):
     workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
     executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
-    sampler: SamplerName = Field("tpe", description="how parameters are drawn")
+    sampler: SamplerName = Field("auto", description="how parameters are drawn; auto is gp or tpe")
     pruner: str = Field("asha", description="which trials are stopped early, or paused")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
@@ -90,6 +94,14 @@ class Study(Part):
     space: Space
     constraints: tuple[str, ...] = ()
     budget: Budget
+    queue: tuple[dict[str, Scalar], ...] = ()  # configurations that are tried first; the sampler draws what they lack
+    warm_start: str = ""  # the study that the sampler knows from the start
+    known: tuple[Result, ...] = ()  # what it knows of it, kept as it was then
+
+    @property
+    def sampler(self) -> str:
+        """How parameters are drawn, with a name in place of `auto`."""
+        return _sampler_of(self.budget, self.space)
 
     @property
     def objective(self) -> str:
@@ -133,6 +145,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     recipe = _load_recipe(typed.pop("recipe", ""))
     known = fields(recipe.config_type)
     budget = _budget(typed, single=single)
+    starts = _take_starts(typed, single=single)
     name = overrides.split(typed.pop("study"))[1] if "study" in typed else None
     told = _settings(recipe, typed, known, single=single)
     flat, space = _checked(recipe, told, known)
@@ -141,7 +154,10 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     flat = _with_absolute_paths(flat)
     _check_device(flat)
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
-    _check_needs(recipe, Feasible(recipe.config_type, flat, space, told.constraints), space)
+    possible = Feasible(recipe.config_type, flat, space, told.constraints)
+    _check_needs(recipe, possible, space)
+    _check_sampler(budget, space)
+    queue = _queue(recipe, possible, flat, space, starts)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
     if useless := _useless(recipe, flat, space, set(typed) & {*told.space, *told.fixed}):
         defaults = flatten(make(recipe.config_type, {}))
@@ -163,6 +179,8 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
         space=space,
         constraints=tuple(told.constraints),
         budget=budget,
+        queue=tuple({key: value for key, value in each.items() if key in space} for each in queue),
+        warm_start=starts.get("warm_start", ""),
     )
 
 
@@ -191,6 +209,7 @@ def change_budget(study: Study, arguments: Sequence[str]) -> Study:
     if typed:
         key = next(iter(typed))
         raise UsageError(f"{key} cannot be changed in an existing study; allowed: {', '.join(_BUDGET_KEYS)}")
+    _check_sampler(budget, study.space)
     return study.model_copy(update={"budget": budget})
 
 
@@ -294,6 +313,66 @@ _BUDGET_KEYS: dict[str, tuple[str, Callable[[str], Any]]] = {
 }
 
 
+_START_KEYS = ("default_first", "enqueue", "warm_start")
+
+
+def _take_starts(typed: dict[str, str], *, single: bool) -> dict[str, str]:
+    """Take the keys of what a study begins with out of `typed`."""
+    starts = {key: overrides.split(typed.pop(key))[1] for key in _START_KEYS if key in typed}
+    for key, text in starts.items():
+        if single:
+            raise UsageError(f"{key} belongs to `orch sweep`; `orch train` runs one configuration")
+        if not text:
+            raise UsageError(f"{key}= is empty; expected {'a file' if key == 'enqueue' else 'the name of a study'}")
+    if starts.get("default_first", "false") not in {"true", "false"}:
+        raise UsageError(f"default_first={starts['default_first']}: expected true or false")
+    return starts
+
+
+def _queue(
+    recipe: recipes.Recipe,
+    possible: Feasible,
+    fixed: Mapping[str, Scalar],
+    space: Space,
+    starts: Mapping[str, str],
+) -> tuple[dict[str, Scalar], ...]:
+    """What is tried first: the recipe's default if it is asked for, then the configurations of a file."""
+    queue: list[dict[str, Scalar]] = []
+    if starts.get("default_first") == "true":
+        queue.append(beginnings.default(space, flatten(make(recipe.config_type, {}))))
+    if "enqueue" in starts:
+        queue += beginnings.read_queue(Path(starts["enqueue"]), space, fixed)
+    for each in queue:
+        # What is drawn to a partial one may make it possible.
+        if beginnings.is_whole(space, each) and (complaint := possible.complaint(each)):
+            told = ", ".join(f"{key}={value}" for key, value in each.items())
+            raise UsageError(f"{told} cannot be tried first: {complaint}")
+    return beginnings.without_repeats(queue, space)
+
+
+def _sampler_of(budget: Budget, space: Space) -> str:
+    """The budget's sampler; `auto` is `gp` if no trial is stopped early (`pruner=none`), all that is searched are
+    ranges without conditions, and there are at most 100 trials, else `tpe`.
+    """
+    if budget.sampler != "auto":
+        return budget.sampler
+    numeric = 0 < len(space) == len(plain_ranges(space))
+    return "gp" if numeric and budget.trials <= MAX_GP_TRIALS and budget.pruner == "none" else "tpe"
+
+
+def _check_sampler(budget: Budget, space: Space) -> None:
+    """See that the sampler can draw from the space."""
+    sampler = _sampler_of(budget, space)
+    if sampler == "grid":
+        for name in space:
+            if math.isinf(num_values(space[name])):
+                raise UsageError(f"sampler=grid needs choices or steps; {name} is a range without, try {name}=a,b,c")
+        if (size := math.prod(map(num_values, space.values()))) > MAX_COUNTED:
+            raise UsageError(f"sampler=grid: {size} configurations; at most {MAX_COUNTED} are laid out")
+    if sampler == "cmaes" and not plain_ranges(space):
+        raise UsageError("sampler=cmaes needs a range that is searched in every trial; here there is none")
+
+
 def _budget(typed: dict[str, str], *, start: Budget | None = None, single: bool = False) -> Budget:
     """Take the budget keys out of `typed`; their text is read by the types of `Budget`, not by Hydra's grammar."""
     changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
@@ -372,7 +451,7 @@ def _kind(field: FieldPath) -> constraints.Kind:
 
 def _check_known(key: str, known: Mapping[str, FieldPath], where: str = "") -> None:
     if key not in known:
-        keys = [*known, *_BUDGET_KEYS, "study", "recipe"]
+        keys = [*known, *_BUDGET_KEYS, *_START_KEYS, "study", "recipe"]
         raise UnknownNameError(f"key{where}", key, keys)
 
 

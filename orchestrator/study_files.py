@@ -79,7 +79,7 @@ def read(path: Path) -> StudyFile:
     Raises:
         UsageError: not readable, not such YAML (the line is named), or not of this form.
     """
-    tree = _parse(path)
+    tree = parse(path)
     if not isinstance(tree, dict):
         raise UsageError(f"{path}: expected `fixed:` and `space:`, found {type(tree).__name__}")
     space = tree.get("space")
@@ -108,7 +108,12 @@ def _complaint(path: Path, error: ValidationError) -> UsageError:
     return UsageError(f"{path}: {place}: {first['msg'].lower()}{found}")
 
 
-def _parse(path: Path) -> Any:
+def parse(path: Path) -> Any:
+    """The plain data in a YAML (or JSON) file.
+
+    Raises:
+        UsageError: not readable, too large, or not such YAML; the line is named.
+    """
     try:
         text = path.read_text()
     except (OSError, UnicodeDecodeError) as error:

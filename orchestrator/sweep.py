@@ -18,7 +18,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
-from orchestrator import compare, provenance, pruning, tables
+from orchestrator import compare, provenance, pruning, starts, tables
 from orchestrator.errors import StoppedError, UnavailableError, UsageError
 from orchestrator.executors import (
     EpochEnded,
@@ -86,6 +86,7 @@ class Outcome:
 
     study: tables.Study
     was_complete: bool  # nothing was left to do
+    used_up: bool = False  # the space has no other configurations
     timed_out: bool
     mirror_lag: int  # changes that the mirrors still lack
 
@@ -104,12 +105,15 @@ def run(
         UnavailableError: disk full, or workers that do not start.
         StoppedError: a signal; all that is finished is saved.
     """
-    record = Record.open(settings.record_url, create=not resume)
+    record = Record.open(settings.record_url, create=not resume and not study.warm_start)
     try:
-        _check_identity(record.find_study(study.name), study)
+        row = record.find_study(study.name)
+        _check_identity(row, study)
+        if row is None and study.warm_start:
+            study = _with_known(record, study, monitor)
         with Holding(record, f"study:{study.name}") as lease, _Signals() as signals:
             row = _write_study(record, lease, study)
-            return _Coordinator(study, row, settings, record, lease, monitor, signals, server).run()
+            return _Coordinator(from_record(row), row, settings, record, lease, monitor, signals, server).run()
     finally:
         record.close()
 
@@ -141,10 +145,27 @@ def delete(settings: Settings, name: str) -> None:
 
 
 def _check_identity(row: tables.Study | None, study: Study) -> None:
-    if row is None or row.identity == study.identity:
+    if row is None:
         return
-    lines = "; ".join(differences(row.identity, study.identity))
-    raise UsageError(f"study {study.name!r} exists and differs ({lines}); name another with study=NAME")
+    if row.identity != study.identity:
+        lines = "; ".join(differences(row.identity, study.identity))
+        raise UsageError(f"study {study.name!r} exists and differs ({lines}); name another with study=NAME")
+    recorded = from_record(row)
+    if (study.queue and study.queue != recorded.queue) or study.warm_start not in {"", recorded.warm_start}:
+        begins = "default_first, enqueue and warm_start are for the beginning of a study"
+        raise UsageError(f"study {study.name!r} has begun otherwise; {begins}, name another with study=NAME")
+
+
+def _with_known(record: Record, study: Study, monitor: Monitor) -> Study:
+    """The study with what its sampler learns from another one; it is kept, since the other may go on or away."""
+    if study.warm_start == study.name:
+        raise UsageError(f"warm_start={study.warm_start} is this study itself; name another with study=NAME")
+    row = record.study(study.warm_start)
+    trials, epochs = record.trials(row.id), record.epochs(row.id)
+    known = starts.results_of(trials, epochs, study.space, study.objective)
+    num_ended = sum(trial.state.finished for trial in trials)
+    monitor.note(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
+    return study.model_copy(update={"known": known})
 
 
 def _write_study(record: Record, lease: Lease, study: Study) -> tables.Study:
@@ -164,7 +185,11 @@ def _write_study(record: Record, lease: Lease, study: Study) -> tables.Study:
             ),
         )
     _check_identity(row, study)  # it may have been written while we waited for the lease
-    if from_record(row) != study:
+    recorded = from_record(row)
+    begun = {"queue": recorded.queue, "warm_start": recorded.warm_start, "known": recorded.known}
+    study = study.model_copy(update=begun)
+    if recorded != study:
+        spec = study.model_dump(mode="json")
         record.update_study(lease, row.id, {**spec, PROVENANCE: row.spec[PROVENANCE]})
     return record.study(study.name)
 
@@ -235,6 +260,7 @@ class _Coordinator:
             self._signals.at_second.append(mirror.kill)
             self._monitor.started(self._study, executor.slots, list(self._trials.values()))
             self._train(executor, mirror)
+            self._tell_if_used_up()
             self._export(executor, mirror)
             return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
 
@@ -253,18 +279,34 @@ class _Coordinator:
 
     def _new_search(self) -> Search:
         study = self._study
-        return Search(study.space, study.budget.sampler, study.seed, feasible(study).complaint)
+        complaint = feasible(study).complaint
+        return Search(study.space, study.sampler, study.seed, complaint, queue=study.queue, known=study.known)
 
     def _let_go(self) -> None:
         """At the end of a run that was cut short, say of its running trials that they wait."""
         with contextlib.suppress(UnavailableError):  # if it cannot be written now, the next run does it
             self._record.requeue_running(self._lease, self._row.id)
 
+    def _wants_more(self) -> bool:
+        """Whether there are trials to draw: no configuration is run twice, and some spaces have but few."""
+        return len(self._trials) < self._study.budget.trials and not self._search.used_up
+
     def _is_complete(self) -> bool:
-        return len(self._trials) >= self._study.budget.trials and all(t.state.finished for t in self._trials.values())
+        return not self._wants_more() and all(t.state.finished for t in self._trials.values())
+
+    def _tell_if_used_up(self) -> None:
+        if self._is_complete() and len(self._trials) < self._study.budget.trials:
+            few = f"the space has no more than {len(self._trials)} configurations"
+            self._monitor.note(f"{few}, fewer than trials={self._study.budget.trials}; each is run once")
 
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
-        return Outcome(study=self._row, was_complete=was_complete, timed_out=not self._is_complete(), mirror_lag=lag)
+        return Outcome(
+            study=self._row,
+            was_complete=was_complete,
+            used_up=self._search.used_up,
+            timed_out=not self._is_complete(),
+            mirror_lag=lag,
+        )
 
     def _start_executor(self) -> Executor:
         if self._study.budget.executor == "inline":
@@ -315,7 +357,7 @@ class _Coordinator:
             return waiting[0]
         if promoted := self._promoted():
             return promoted
-        if len(self._trials) < self._study.budget.trials:
+        if self._wants_more():
             return self._new_trial(slot)
         # Rungs that stay too small for a promotion must not leave a study without a winner.
         return None if self._in_state(State.RUNNING) else self._promoted(num_kept=1)

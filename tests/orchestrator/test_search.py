@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import math
 import statistics
 
+import optuna
 import pytest
 
+from orchestrator import samplers
 from orchestrator.errors import UsageError
 from orchestrator.search import Search
 from orchestrator.space import Choices, Range
+from orchestrator.starts import Result
 from orchestrator.tables import Epoch, Reason, State, Trial
 
 SPACE = {
@@ -20,6 +24,13 @@ SPACE = {
     "batch_norm": Choices(choices=(True, False)),
 }
 LINE = {"x": Range(low=0.0, high=1.0)}
+PLANE = {**LINE, "y": Range(low=0.0, high=1.0)}
+# The Gaussian process has few fields here: a draw of it takes the longer the more there are.
+FEW = {"lr": SPACE["lr"], "depth": SPACE["depth"], "dropout": SPACE["dropout"]}
+SPACES = {"tpe": SPACE, "gp": FEW, "cmaes": SPACE, "qmc": SPACE, "nsga2": SPACE, "random": SPACE}
+SMALL = {"width": Range(low=8, high=12, step=2, integer=True), "norm": Choices(choices=(True, False))}
+GRID = {**SMALL, "rate": Range(low=0.1, high=0.3, step=0.1)}
+SAMPLERS = [*SPACES, "grid"]
 
 
 def trial(number, params, state=State.COMPLETE, value=None, reason=None):
@@ -30,12 +41,12 @@ def epochs(*values):
     return [Epoch(number=number, metrics={"val_accuracy": value}) for number, value in enumerate(values, 1)]
 
 
-def history(search, num_trials):
+def history(search, num_trials, start=0):
     """Draw and end trials in every way there is; return what the record would hold."""
     trials, trained = [], {}
-    for number in range(num_trials):
+    for number in range(start, start + num_trials):
         params = search.ask(number)
-        value = round(1 - abs(params["dropout"] - 0.2) - params["lr"], 4)
+        value = round(1 - abs(params.get("dropout", 0) - 0.2) - params.get("lr", 0), 4)
         match number % 6:
             case 0 | 1:
                 ended, trained[number] = trial(number, params, value=value), epochs(value / 2, value)
@@ -53,11 +64,12 @@ def history(search, num_trials):
     return trials, trained
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", [sampler for sampler in SPACES if sampler != "gp"])
 def test_drawn_values_are_of_the_space_and_its_types(sampler):
     search = Search(SPACE, sampler, seed=0)
     for number in range(30):
         params = search.ask(number)
+        search.tell(trial(number, params, value=params["lr"]), epochs(params["lr"]))
         assert set(params) == set(SPACE)
         assert 1e-4 <= params["lr"] <= 1e-1
         assert params["depth"] in (2, 4, 6)
@@ -76,13 +88,28 @@ def test_draw_is_told_by_the_seed_and_the_number():
     assert len({first(seed, number) for seed in (1, 2) for number in (0, 1, 2)}) == 6
 
 
-@pytest.mark.parametrize("sampler", ["tpe", "random"])
+@pytest.mark.parametrize("sampler", [pytest.param("gp", marks=pytest.mark.slow), *(s for s in SAMPLERS if s != "gp")])
 def test_resumed_search_draws_as_one_that_never_stopped(sampler):
+    space = SPACES.get(sampler, GRID)
+    search = Search(space, sampler, seed=3)
+    trials, trained = history(search, 14 if sampler == "grid" else 21 if sampler == "gp" else 24)
+    resumed = Search(space, sampler, seed=3)
+    resumed.restore(trials, trained)
+    following = range(len(trials), len(trials) + 2)
+    assert [resumed.ask(number) for number in following] == [search.ask(number) for number in following]
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "nsga2"])
+def test_sampler_of_generations_goes_on_as_before_through_many_of_them(sampler):
+    """Resumed in the middle of a generation, and told of a trial that ended long after its neighbours."""
     search = Search(SPACE, sampler, seed=3)
-    trials, trained = history(search, 24)
+    trials, trained = history(search, 130)
+    late = trial(5, trials[5].params, value=0.9)
+    trials[5], trained[5] = late, epochs(0.9)
+    search.tell(late, trained[5])
     resumed = Search(SPACE, sampler, seed=3)
     resumed.restore(trials, trained)
-    assert [resumed.ask(number) for number in (24, 25)] == [search.ask(number) for number in (24, 25)]
+    assert history(resumed, 12, 130)[0][-1].params == history(search, 12, 130)[0][-1].params
 
 
 def test_trial_that_waited_through_a_resume_can_be_told():
@@ -264,3 +291,203 @@ def test_rare_configurations_are_found_anywhere_in_the_space():
 def test_search_without_a_possible_configuration_ends_in_one_line():
     with pytest.raises(UsageError, match=r"^trial 7: no possible configuration among 2020 draws; the last: never$"):
         Search(LINE, "tpe", 0, lambda _: "never").ask(7)
+
+
+def plane(num=60):
+    return [{"x": (7 * number % num) / num, "y": (11 * number % num) / num} for number in range(num)]
+
+
+def distance(params, peak):
+    return abs(params["x"] - peak) + abs(params["y"] - peak)
+
+
+@pytest.mark.parametrize(("sampler", "num_draws"), [("gp", 1), ("cmaes", 100), ("nsga2", 100)])
+@pytest.mark.parametrize("peak", [0.1, 0.9])
+def test_other_samplers_learn_where_values_are_high(sampler, num_draws, peak):
+    search = Search(PLANE, sampler, seed=0)
+    search.restore([trial(number, p, value=-distance(p, peak)) for number, p in enumerate(plane())], {})
+    drawn = [search.ask(60 + draw) for draw in range(num_draws)]
+    assert statistics.mean(distance(params, peak) for params in drawn) < 0.7, "at random it is 0.82"
+
+
+def test_gaussian_process_stays_away_from_what_memory_refused():
+    """Up to one half it gets better and better, beyond it all fail."""
+    search = Search(PLANE, "gp", seed=0)
+    told = [
+        trial(number, p, State.FAILED, reason=Reason.OOM) if p["x"] > 0.5 else trial(number, p, value=1 + p["x"])
+        for number, p in enumerate(plane())
+    ]
+    search.restore(told, {})
+    assert search.ask(60)["x"] < 0.55
+
+
+def test_cmaes_fails_ever_less_where_what_is_better_is_near_what_memory_refuses():
+    search, refused = Search(PLANE, "cmaes", seed=0), []
+    for number in range(120):
+        params = search.ask(number)
+        refused.append(params["x"] + params["y"] > 0.9)
+        failed = trial(number, params, State.FAILED, reason=Reason.OOM)
+        search.tell(failed if refused[-1] else trial(number, params, value=1 + params["x"]), [])
+    assert sum(refused[-40:]) < sum(refused[:40]) / 2
+
+
+def test_generations_are_optuna_s_where_trials_end_one_after_the_other():
+    """Optuna's own sampler keeps its generations in the study; ours finds them again from the results."""
+    theirs = optuna.create_study(direction="maximize")
+    theirs.sampler = optuna.samplers.NSGAIISampler(population_size=samplers.POPULATION_SIZE, seed=0)
+    search = Search(SPACE, "nsga2", seed=0)
+    for number in range(90):
+        asked = theirs.ask(search._distributions)
+        value = asked.params["lr"] + 1e-6 * number  # no two alike: their order is another
+        theirs.tell(asked, value)
+        search.restore([trial(number, asked.params, value=value)], {})
+    ours = samplers.make("nsga2", SPACE, search._distributions, 0, 90)
+    for generation in range(5):
+        parents = [
+            sampler.get_parent_population(of, generation)
+            for sampler, of in ((theirs.sampler, theirs), (ours, search._study))
+        ]
+        assert {each.number for each in parents[0]} == {each.number for each in parents[1]}
+        assert bool(parents[0]) == bool(generation)
+
+
+def test_cmaes_draws_ever_closer_to_the_best():
+    search = Search({"x": LINE["x"], "y": Range(low=1e-4, high=1.0, log=True)}, "cmaes", seed=0)
+    distances = []
+    for number in range(120):
+        params = search.ask(number)
+        distances.append(abs(params["x"] - 0.3) + abs(math.log10(params["y"]) + 3))
+        search.tell(trial(number, params, value=-distances[-1]), [])
+    assert statistics.mean(distances[-20:]) < statistics.mean(distances[:20]) / 5
+
+
+def test_sequence_covers_the_space_evenly():
+    search = Search(LINE | {"norm": Choices(choices=(True, False))}, "qmc", seed=0)
+    drawn = [search.ask(number) for number in range(32)]
+    assert sorted(int(params["x"] * 32) for params in drawn) == list(range(32))
+    assert sum(params["norm"] for params in drawn) == 16
+
+
+# -- no configuration twice
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_each_configuration_of_a_small_space_is_drawn_once(sampler):
+    search = Search(SMALL, sampler, seed=0)
+    drawn = []
+    for number in range(6):
+        assert not search.used_up
+        drawn.append(search.ask(number))
+        search.tell(trial(number, drawn[-1], value=0.5), epochs(0.5))
+    assert search.used_up
+    assert len({tuple(params.items()) for params in drawn}) == 6
+    assert {type(params["width"]) for params in drawn} == {int}
+
+
+def test_resumed_search_does_not_draw_what_was_run():
+    search = Search(GRID, "random", seed=0)
+    trials, trained = history(search, 12)
+    resumed = Search(GRID, "random", seed=0)
+    resumed.restore(trials, trained)
+    assert not resumed.used_up
+    numbers = range(12, 18)
+    drawn = [resumed.ask(number) for number in numbers]
+    assert drawn == [search.ask(number) for number in numbers]
+    assert len({tuple(params.values()) for params in [*drawn, *(t.params for t in trials)]}) == 18
+    assert resumed.used_up
+
+
+def test_ranges_without_steps_are_never_used_up():
+    search = Search(SPACE, "tpe", seed=0)
+    history(search, 12)
+    assert not search.used_up
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_small_space_under_conditions_and_constraints_is_used_up_by_what_is_possible(sampler):
+    space = {
+        **SMALL,
+        "rate": Range(low=0.1, high=0.3, step=0.1, when={"norm": True}),
+        "depth": Range(low=1, high=2, step=1, integer=True),
+    }
+
+    def complaint(params):
+        return "" if params["width"] * params["depth"] < 20 else "too large"
+
+    search = Search(space, sampler, 0, complaint)
+    drawn = []
+    while not search.used_up:
+        drawn.append(search.ask(len(drawn)))
+    assert len(drawn) == 4 * 4, "four sizes, each with three rates or without norm"
+    assert len({tuple(sorted(params.items())) for params in drawn}) == 16
+    assert all(("rate" in params) == params["norm"] and not complaint(params) for params in drawn)
+    with pytest.raises(UsageError, match="trial 16: no possible configuration among 2020 draws; the last: "):
+        search.ask(16)
+
+
+@pytest.mark.parametrize("sampler", ["cmaes", "qmc", "nsga2"])
+def test_samplers_with_a_state_draw_under_conditions_as_one_that_never_stopped(sampler):
+    search = Search(CONDITIONAL, sampler, 3, odd)
+    trials, trained = history(search, 100)
+    assert all(set(row.params) == drawn_by(row.params) and not odd(row.params) for row in trials)
+    resumed = Search(CONDITIONAL, sampler, 3, odd)
+    resumed.restore(trials, trained)
+    assert [resumed.ask(number) for number in range(100, 104)] == [search.ask(number) for number in range(100, 104)]
+
+
+def test_grid_has_an_order_of_its_seed():
+    orders = [Search(GRID, "grid", seed).ask(0) for seed in (0, 0, 1, 2, 3)]
+    assert orders[0] == orders[1]
+    assert any(order != orders[0] for order in orders[2:])
+
+
+# -- what a search begins with
+
+
+@pytest.mark.parametrize("sampler", SAMPLERS)
+def test_queue_is_drawn_first_and_the_rest_of_a_configuration_by_the_sampler(sampler):
+    space = SPACES.get(sampler, GRID)
+    name = "depth" if "depth" in space else "width"
+    value = space[name].low + 2
+    whole = {key: searched.ends()[-1] for key, searched in space.items()}
+    queue = [whole, {name: value}]
+    search = Search(space, sampler, seed=3, queue=queue)
+    trials, trained = history(search, 4)
+    assert trials[0].params == pytest.approx(whole)
+    assert trials[1].params[name] == value
+    assert set(trials[1].params) == set(space)
+    for num_ended in range(4):
+        resumed = Search(space, sampler, seed=3, queue=queue)
+        resumed.restore(trials[:num_ended], trained)
+        assert resumed.ask(num_ended) == trials[num_ended].params
+
+
+def test_part_of_a_configuration_of_which_all_have_run_is_drawn_freely():
+    for space in (SMALL, SMALL | LINE):
+        fixed = {"norm": True} | ({"x": 0.5} if "x" in space else {})
+        search = Search(space, "tpe", seed=0, queue=[fixed] * 4)
+        drawn = [search.ask(number) for number in range(4)]
+        assert [fixed.items() <= params.items() for params in drawn] == [True, True, True, False]
+
+
+def known(peak=0.8):
+    return [Result(params=p, state=State.COMPLETE, value=-distance(p, peak), values=(0.5,)) for p in plane()]
+
+
+@pytest.mark.parametrize(("sampler", "num_draws"), [("tpe", 10), ("gp", 1), ("cmaes", 10), ("nsga2", 10)])
+def test_search_knows_results_of_another_study(sampler, num_draws):
+    def drawn(results):
+        search = Search(PLANE, sampler, seed=1, known=results)
+        return [search.ask(number) for number in range(num_draws)]
+
+    assert drawn(known()) == drawn(known()) != drawn([])
+    assert statistics.mean(distance(params, 0.8) for params in drawn(known())) < 0.5
+
+
+def test_results_of_another_study_are_no_trials_of_this_one():
+    results = [Result(params={"width": 8, "norm": True}, state=State.COMPLETE, value=0.9, values=(0.9,))]
+    search = Search(SMALL, "random", seed=0, known=results)
+    trials, trained = history(search, 3)
+    resumed = Search(SMALL, "random", seed=0, known=results)
+    resumed.restore(trials, trained)
+    assert [resumed.ask(number) for number in (3, 4)] == [search.ask(number) for number in (3, 4)]

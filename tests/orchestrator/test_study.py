@@ -163,6 +163,127 @@ def test_single_configuration_searches_nothing():
     assert study.fixed["lr"] == 0.001
 
 
+# -- samplers, and what is tried first
+
+RANGES = ("rate=interval(0,0.5)", "width=tag(log,interval(8,64))", "heads=1")
+
+
+@pytest.mark.parametrize(
+    ("typed", "sampler"),
+    [
+        ([*RANGES, "pruner=none"], "gp"),
+        ([*RANGES, "pruner=none", "trials=100"], "gp"),
+        ([*RANGES, "pruner=none", "trials=101"], "tpe"),
+        ([*RANGES], "tpe"),
+        ([*RANGES, "pruner=none", "norm=true,false"], "tpe"),
+        ([*RANGES, "pruner=none", "sampler=random"], "random"),
+        ([*RANGES, "sampler=gp"], "gp"),
+    ],
+)
+def test_auto_is_gp_for_few_trials_over_ranges_without_a_pruner(typed, sampler, tiny):
+    assert load([f"recipe={tiny}", *typed]).sampler == sampler
+
+
+def test_main_job_is_searched_by_tpe():
+    assert load(["recipe=cnn", "trials=50"]).sampler == "tpe"
+
+
+def test_sampler_that_does_not_fit_an_existing_study_is_refused(tiny):
+    study = load([f"recipe={tiny}", "rate=interval(0,0.5)"])
+    with pytest.raises(UsageError, match="sampler=grid needs choices or steps; rate"):
+        change_budget(study, ["sampler=grid"])
+    assert change_budget(study, ["sampler=qmc"]).sampler == "qmc"
+
+
+def test_default_of_the_recipe_is_first_where_it_is_asked_for(tiny):
+    keys = [f"recipe={tiny}", "rate=interval(0.6,0.9)", "width=range(2,6)", "shape=deep,flat", "heads=1"]
+    assert load(keys).queue == ()
+    assert load([*keys, "default_first=false"]).queue == ()
+    (first,) = load([*keys, "default_first=true"]).queue
+    assert first == {"rate": 0.6, "width": 5, "shape": "flat"}, "0.5 and 8 are outside"
+
+
+@pytest.mark.parametrize("recipe", recipes.BUILT_IN)
+def test_default_of_each_shipped_study_can_be_first(recipe):
+    study = load([f"recipe={recipe}", "default_first=true"])
+    assert study.queue[0].keys() == study.space.keys()
+    assert study.identity == load([f"recipe={recipe}"]).identity
+
+
+@pytest.mark.parametrize("form", ["yaml", "json"])
+def test_enqueued_configurations_may_be_partial_and_hold_fixed_fields(tiny, folder, form):
+    listed = [{"rate": 0, "norm": False, "width": 8}, {"norm": True}, {"rate": 0, "norm": False}, {}]
+    text = (
+        json.dumps(listed)
+        if form == "json"
+        else "- {rate: 0, norm: false, width: 8}\n- norm: true\n- {rate: 0, norm: false}\n- {}\n"
+    )
+    (folder / "first.x").write_text(text)
+    study = load([f"recipe={tiny}", "rate=interval(0,0.5)", "norm=true,false", "enqueue=first.x"])
+    assert study.queue == ({"rate": 0.0, "norm": False}, {"norm": True}, {}), "the third is the first again"
+    assert type(study.queue[0]["rate"]) is float
+    assert Study.model_validate(json.loads(json.dumps(study.model_dump(mode="json")))) == study
+
+
+@pytest.mark.parametrize(
+    ("text", "complaint"),
+    [
+        ("rate: 0.1", "first.yaml: expected a list of configurations"),
+        ("[1, 2]", "first.yaml: expected a list of configurations"),
+        ("- {rate: 0.1", "first.yaml, line"),
+        ("- {rate: 0.1}\n- {rat: 0.1}", "first.yaml, configuration 2: 'rat'; did you mean 'rate'?"),
+        ("- {rate: 0.6}", "first.yaml, configuration 1: rate=0.6 is not in what is searched, 0.0 to 0.5"),
+        ("- {rate: high}", "rate=high is not in what is searched"),
+        ("- {rate: null}", "rate=None is not in what is searched"),
+        ("- {rate: true}", "rate=True is not in what is searched"),
+        ("- {heads: 3}", "heads=3 is not searched; this study has heads=2"),
+        ("- {width: 11}", "width=11 is not in what is searched, 8 to 12 step 2"),
+        ("- {width: 8.5}", "width=8.5 is not in what is searched"),
+    ],
+)
+def test_enqueued_configuration_that_the_study_lacks_is_refused_in_one_line(text, complaint, tiny, folder):
+    (folder / "first.yaml").write_text(text)
+    with pytest.raises(UsageError) as refused:
+        load([f"recipe={tiny}", "rate=interval(0,0.5)", "width=range(8,14,2)", "enqueue=first.yaml"])
+    assert complaint in str(refused.value)
+    assert str(refused.value).isprintable()
+
+
+def test_enqueued_fields_that_do_not_fit_together_are_refused(tiny, folder):
+    (folder / "first.yaml").write_text("- {heads: 3, width: 8}")
+    with pytest.raises(UsageError, match=r"^heads=3, width=8 cannot be tried first: heads=3 must divide width=8$"):
+        load([f"recipe={tiny}", "heads=1,3", "width=3,9,8", "enqueue=first.yaml"])
+
+
+CONDITIONED = """
+space:
+  norm: [true, false]
+  rate: {low: 0.0, high: 0.4, when: {norm: true}}
+  width: [8, 16]
+constraints: ['width * rate <= 4']
+"""
+
+
+def test_enqueued_configurations_know_of_conditions_and_constraints(tiny, folder):
+    (folder / "studies").mkdir()
+    (folder / "studies" / "tiny.yaml").write_text(CONDITIONED)
+    (folder / "first.yaml").write_text("- {norm: false, width: 8}\n- {norm: false, width: 8}\n- {norm: true, width: 8}")
+    arguments = [f"recipe={tiny}", "enqueue=first.yaml"]
+    assert load([*arguments, "default_first=true"]).queue == (
+        {"norm": True, "rate": 0.4, "width": 8},
+        {"norm": False, "width": 8},
+        {"norm": True, "width": 8},
+    )
+    for text, complaint in (
+        ("- {norm: false, rate: 0.1}", "configuration 1: rate is not searched where norm=False"),
+        ("- {norm: true, rate: 0.3, width: 16}", "'width * rate <= 4' does not hold"),
+    ):
+        (folder / "first.yaml").write_text(text)
+        with pytest.raises(UsageError, match=re.escape(complaint)):
+            load(arguments)
+    assert load(["sampler=auto", "pruner=none", *arguments[:1]]).sampler == "tpe"
+
+
 # -- names
 
 
@@ -249,6 +370,17 @@ def test_name_that_names_no_folder_is_refused_in_one_line(name):
         ("recipe=cnn timeout=0", "timeout=0: expected a duration such as 90, 90s, 30m or 2h"),
         ("recipe=cnn timeout=5x", "timeout=5x: expected a duration"),
         ("recipe=cnn sampler=tpee", "unknown sampler 'tpee'; did you mean 'tpe'?"),
+        ("recipe=cnn sampler=grid", "sampler=grid needs choices or steps; lr is a range without"),
+        (
+            "recipe={tiny} width=range(2,65,2) epochs=range(1,40001) sampler=grid",
+            "1280000 configurations; at most 1000000",
+        ),
+        ("recipe={tiny} rate=0,0.1 sampler=cmaes", "sampler=cmaes needs a range"),
+        ("recipe=cnn default_first=yes", "default_first=yes: expected true or false"),
+        ("recipe=cnn enqueue=", "enqueue= is empty; expected a file"),
+        ("recipe=cnn enqueue=none.yaml", "enqueue=none.yaml does not exist"),
+        ("recipe=cnn warm_start=", "warm_start= is empty; expected the name of a study"),
+        ("recipe=cnn enqeue=a.yaml", "unknown key 'enqeue'; did you mean 'enqueue'?"),
         ("recipe=cnn pruner=ash", "unknown pruner 'ash'; did you mean 'asha'?"),
         ("recipe=cnn pruner=asha-pause:0", "pruner=asha-pause:0: expected a whole number of epochs"),
         ("recipe=cnn executor=zzz", "unknown executor 'zzz'; known: inline, local"),
@@ -364,6 +496,7 @@ def test_bad_recipe_file_is_refused(source, complaint, tmp_path):
     [
         ("recipe=cnn lr=1,2", "lr cannot be searched by `orch train`"),
         ("recipe=cnn trials=3", "trials belongs to `orch sweep`"),
+        ("recipe=cnn default_first=true", "default_first belongs to `orch sweep`"),
     ],
 )
 def test_single_configuration_refuses_what_belongs_to_a_sweep(typed, complaint):
@@ -471,7 +604,7 @@ def test_budget_of_an_existing_study_changes_alone():
     assert change_budget(study, []) == study
 
 
-@pytest.mark.parametrize("argument", ["lr=1", "recipe=mlp", "data=digits", "seed=1", "study=other"])
+@pytest.mark.parametrize("argument", ["lr=1", "recipe=mlp", "data=digits", "seed=1", "study=other", "enqueue=a.yaml"])
 def test_other_keys_of_an_existing_study_do_not_change(argument):
     study = load(["recipe=cnn"])
     with pytest.raises(UsageError, match=r"cannot be changed in an existing study; allowed: trials, workers"):

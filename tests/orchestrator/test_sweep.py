@@ -24,7 +24,7 @@ from orchestrator.sweep import from_record
 from orchestrator.tables import State
 from recipes import mlp
 from recipes.config import make
-from tests.support.orch import COUNTING, ORCH, Orch, wait_until
+from tests.support.orch import COUNTING, ORCH, Orch, kill, wait_until
 
 pytestmark = pytest.mark.slow
 
@@ -72,6 +72,66 @@ def test_same_seed_draws_the_same_parameters(orch, tmp_path):
         drawn.append([here.json("show", f"s/{trial}")["config"]["lr"] for trial in range(3)])
     assert drawn[0] == drawn[1]
     assert len(set(drawn[0])) == 3
+
+
+def test_small_space_ends_early_and_says_so(orch):
+    arguments = orch.counting("hidden=4,5,6", trials=8, epochs=1, sampler="grid", workers=2)
+    arguments = [key for key in arguments if key != "hidden=range(4,16)"]
+    shown = orch(*arguments).stdout
+    assert "the space has no more than 3 configurations, fewer than trials=8; each is run once" in shown
+    assert sorted(orch.json("show", f"s/{trial}")["config"]["hidden"] for trial in range(3)) == [4, 5, 6]
+    assert "study s is complete: 3 trials; its space has no other configurations" in orch(*arguments).stdout
+    assert "3 trials; its space has no other" in orch("resume", "s", "trials=20", "sampler=tpe").stdout
+    assert orch.recorded() == {0: [1], 1: [1], 2: [1]}
+
+
+def test_enqueued_configurations_survive_a_kill_before_they_ran(orch):
+    (orch.folder / "first.yaml").write_text("[{hidden: 15}, {hidden: 4}, {hidden: 9}, {hidden: 12}]")
+    arguments = orch.counting("enqueue=first.yaml", trials=5, epochs=3, workers=1, pause_seconds=0.5)
+    with orch.running(*arguments) as sweep:
+        wait_until(lambda: orch.begun().total() >= 2, what="the first trial")
+        kill(sweep)
+    assert len(orch.recorded()) < 4
+    (orch.folder / "first.yaml").unlink()
+    orch("resume", "s")
+    assert [orch.json("show", f"s/{trial}")["config"]["hidden"] for trial in range(4)] == [15, 4, 9, 12]
+    assert orch.recorded() == {trial: [1, 2, 3] for trial in range(5)}
+
+
+def test_beginning_of_an_existing_study_is_kept(orch):
+    orch(*orch.counting(trials=1, epochs=1, default_first="true"))
+    assert orch.json("show", "s/0")["config"]["hidden"] == 8, "the recipe's own"
+    orch(*orch.counting(trials=2, epochs=1))
+    (orch.folder / "first.yaml").write_text("[{hidden: 15}]")
+    refused = orch(*orch.counting("enqueue=first.yaml", trials=3, epochs=1), code=2)
+    assert "study 's' has begun otherwise" in refused.stderr
+    assert len(orch.recorded()) == 2
+
+
+def test_warm_start_is_kept_as_it_was_and_its_trials_are_not_this_study_s(orch):
+    missing = orch(*orch.counting("warm_start=first", trials=1), code=2)
+    assert missing.stderr.count("\n") == 1
+    assert not orch.home.exists() or not (orch.home / "orch.db").exists()
+
+    more = ["lr=tag(log,interval(1e-4,1e-1))", "sampler=tpe", "workers=1"]
+    arguments = [key for key in orch.counting(*more, epochs=1) if key != "study=s"]
+    orch(*arguments, "study=first", "trials=12")
+    unknown = orch(*arguments, "study=s", "warm_start=frist", code=2)
+    assert "unknown study 'frist'; did you mean 'first'?" in unknown.stderr
+    assert [row["study"] for row in orch.json("ls")] == ["first"]
+
+    warm = [key if not key.startswith("hidden=") else "hidden=range(4,10)" for key in arguments]
+    shown = orch(*warm, "study=s", "warm_start=first", "trials=2").stdout
+    told = re.search(r"the sampler knows (\d+) trial\(s\) of first; (\d+) do not fit", shown)
+    hidden = [orch.json("show", f"first/{trial}")["config"]["hidden"] for trial in range(12)]
+    assert (int(told[1]), int(told[2])) == (sum(h < 10 for h in hidden), sum(h >= 10 for h in hidden))
+    assert orch.recorded() == {0: [1], 1: [1]}
+
+    orch(*warm, "study=whole", "warm_start=first", "trials=4")
+    orch("resume", "first", "trials=14")
+    orch("resume", "s", "trials=4")
+    whole, resumed = ([orch.json("show", f"{s}/{n}")["config"] for n in range(4)] for s in ("whole", "s"))
+    assert whole == resumed
 
 
 def test_timeout_stops_and_the_same_command_goes_on(orch):

@@ -1,0 +1,118 @@
+"""What a study begins with: configurations that are tried first, and results of another study."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from orchestrator import points, study_files
+from orchestrator.errors import UnknownNameError, UsageError
+from orchestrator.space import Scalar, Space, describe, holds, in_order
+from orchestrator.tables import Reason, State
+from recipes.config import Part, objective_of
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping, Sequence
+    from pathlib import Path
+
+    from orchestrator.tables import Epoch, Trial
+
+
+class Result(Part):
+    """How a trial ended, as far as a sampler learns from it."""
+
+    params: dict[str, Scalar]
+    state: State  # failed: by memory or divergence
+    value: float | None
+    values: tuple[float, ...]  # the objective's, an epoch each
+
+
+def result(trial: Trial, epochs: Sequence[Epoch], params: Mapping[str, Scalar]) -> Result | None:
+    """What is to be learnt from an ended trial; nothing where it failed by an error or lost its worker."""
+    if trial.state is State.FAILED and trial.reason in {Reason.ERROR, Reason.LOST}:
+        return None
+    objective = objective_of(trial.config)
+    values = tuple(epoch.metrics[objective] for epoch in epochs)
+    return Result(params=dict(params), state=trial.state, value=trial.value, values=values)
+
+
+def results_of(
+    trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], space: Space, objective: str
+) -> tuple[Result, ...]:
+    """What another study's trials teach a search of `space`: those with the objective, and with all fields inside."""
+    found = []
+    for trial in trials:
+        if trial.state.finished and objective_of(trial.config) == objective:
+            params = _inside(space, trial.config)
+            found.append(result(trial, epochs.get(trial.number, []), params) if params is not None else None)
+    return tuple(each for each in found if each is not None)
+
+
+def _inside(space: Space, config: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+    """What `space` searches of a configuration; None where some of it lies outside."""
+    params: dict[str, Scalar] = {}
+    for name in in_order(space):
+        if holds(space[name].when, params):
+            fits = points.fitting(space[name], config.get(name))
+            if fits is None:
+                return None
+            params[name] = fits
+    return params
+
+
+def default(space: Space, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:
+    """The recipe's own configuration, or the nearest that the space has."""
+    params: dict[str, Scalar] = {}
+    for name in in_order(space):
+        if holds(space[name].when, params):
+            params[name] = points.nearest(space[name], defaults[name])
+    return params
+
+
+def is_whole(space: Space, params: Mapping[str, Scalar]) -> bool:
+    """Whether nothing is left to draw."""
+    return all(name in params for name, searched in space.items() if holds(searched.when, params))
+
+
+def read_queue(path: Path, space: Space, fixed: Mapping[str, Scalar]) -> list[dict[str, Scalar]]:
+    """The searched fields of each configuration in a YAML or JSON list.
+
+    Raises:
+        UsageError: no such list, an unknown field, or a value that the study does not have.
+    """
+    if not path.is_file():
+        raise UsageError(f"enqueue={path} does not exist")
+    listed = study_files.parse(path)
+    if not isinstance(listed, list) or not all(isinstance(each, dict) for each in listed):
+        raise UsageError(f"{path}: expected a list of configurations, such as `- {{lr: 1e-3, width: 24}}`")
+    return [_taken(each, space, fixed, f"{path}, configuration {n}") for n, each in enumerate(listed, 1)]
+
+
+def without_repeats(queue: Sequence[Mapping[str, Scalar]], space: Space) -> tuple[dict[str, Scalar], ...]:
+    """The queue, each whole configuration once; partial ones may come again, as the rest is drawn."""
+    distinct: list[dict[str, Scalar]] = []
+    for each in queue:
+        if not is_whole(space, each) or each not in distinct:
+            distinct.append(dict(each))
+    return tuple(distinct)
+
+
+def _taken(listed: Mapping[Any, Any], space: Space, fixed: Mapping[str, Scalar], where: str) -> dict[str, Scalar]:
+    taken: dict[str, Scalar] = {}
+    for name, value in listed.items():
+        if name in space:
+            fits = points.fitting(space[name], value)
+            if fits is None:
+                raise UsageError(
+                    f"{where}: {name}={value} is not in what is searched, {describe(space[name].model_dump())}"
+                )
+            taken[name] = fits
+        elif name not in fixed:
+            raise UnknownNameError(f"field in {where}:", str(name), [*space, *fixed])
+        elif value != fixed[name]:
+            raise UsageError(f"{where}: {name}={value} is not searched; this study has {name}={fixed[name]}")
+    for name in taken:
+        when = space[name].when
+        if when.keys() <= taken.keys() and not holds(when, taken):
+            given = ", ".join(f"{parent}={taken[parent]}" for parent in when)
+            raise UsageError(f"{where}: {name} is not searched where {given}")
+    return taken
