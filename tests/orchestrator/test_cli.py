@@ -280,7 +280,7 @@ def test_json_is_all_that_is_on_standard_output(installed):
     status = orch.json("status", "s")
     assert {"study", "recipe", "data", "total", "states", "epochs_trained", "best"} <= set(status)
     assert set(status["states"]) == {"waiting", "running", "paused", "complete", "pruned", "failed"}
-    assert set(status["best"]) == {"trial", "value", "params", "run_id"}
+    assert set(status["best"]) == {"trial", "objective", "value", "params", "run_id"}
     assert status["best"]["run_id"]
     rows = orch.json("compare", "s")
     assert rows[0]["trial"] == status["best"]["trial"]

@@ -14,6 +14,7 @@ from contextlib import closing
 import pytest
 from sqlalchemy import event, func, select
 
+from orchestrator import store
 from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
 from orchestrator.leases import Lease
 from orchestrator.store import SCHEMA_VERSION, Record
@@ -538,7 +539,7 @@ def test_full_disk_is_one_line_and_what_was_written_stays(lite):
 # -- PostgreSQL, hurt
 
 
-def test_restarted_server_loses_nothing(postgres):
+def test_restarted_server_loses_nothing(postgres, monkeypatch):
     with postgres.database() as url, closing(Record.open(url, create=True)) as record:
         with record.write() as session:
             session.add(LeaseRow(name=LEASE.name, token=LEASE.token, counter=0, holder=None))
@@ -547,6 +548,7 @@ def test_restarted_server_loses_nothing(postgres):
         postgres.start()
         assert new_trial(record, study).number == 0
         postgres.stop("immediate")
+        monkeypatch.setattr(store, "RESTART_SECONDS", 0.5)  # that is waited for one which stays away
         try:
             with pytest.raises(UnavailableError, match="cannot be written") as refused:
                 new_trial(record, study)

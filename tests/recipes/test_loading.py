@@ -27,6 +27,8 @@ from tests.support.sources import Numbers
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+pytestmark = pytest.mark.slow  # together they take a quarter of what the quick tests may
+
 CPU = torch.device("cpu")
 AUGMENTED = {"crop": 1, "flip": 0.5, "vertical_flip": 0.2, "rotation": 9.0, "cutout": 2, "mixup": 0.4, "noise": 0.1}
 VALUES = {"epochs": 2, "width": 4, "batch_size": 200, "dropout": 0.3, "accumulate": 2, **AUGMENTED}

@@ -32,6 +32,8 @@ if TYPE_CHECKING:
     from collections.abc import Iterable
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # together they take a quarter of what the quick tests may
+
 FILES = {"curves.png", "batch.png", "confusion.png", "mistakes.png", "mistakes.csv"}
 LIVELY = {"dropout": 0.3, "crop": 1, "mixup": 0.2, "cutout": 2, "flip": 0.5}
 

@@ -16,6 +16,8 @@ from recipes.speed import results
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow  # together they take a quarter of what the quick tests may
+
 SMALL = {"limit": 200, "epochs": 2, "batch_size": 32, "ema": 0.9}
 NETWORKS = {
     "mlp": {"depth": 3, "dropout": 0.3},

@@ -245,6 +245,7 @@ def test_shard_that_changes_under_training_is_named(shards, num_workers):
     assert "is no longer what it was" in str(caught.value)
 
 
+@pytest.mark.slow
 def test_stream_is_not_held_in_memory_whole(tmp_path, run_python):
     side, folder = 500, tmp_path / "large"
     for number in range(8):

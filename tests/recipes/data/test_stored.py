@@ -16,6 +16,8 @@ from recipes.data.stored import Pile
 from recipes.speed import results
 from tests.recipes.data.conftest import folder_config
 
+pytestmark = pytest.mark.slow  # together they take a quarter of what the quick tests may
+
 
 @pytest.fixture
 def folder(tmp_path):
