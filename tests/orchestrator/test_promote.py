@@ -33,6 +33,8 @@ if TYPE_CHECKING:
 
     from orchestrator.settings import Settings
 
+pytestmark = pytest.mark.slow
+
 NAME = "cnn-digits"
 
 

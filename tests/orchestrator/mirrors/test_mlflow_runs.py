@@ -33,6 +33,8 @@ from orchestrator.tables import Reason, State, Study
 from tests.support.orch import wait_until
 from tests.support.sweeps import MirrorProcess, Sweep, expected, in_mlflow, runs_of, settings_of, value_of
 
+pytestmark = pytest.mark.slow
+
 
 def artifact(run, path):
     """A file among a run's artifacts, where the store is this machine's."""

@@ -23,6 +23,8 @@ from recipes.speed import results
 if TYPE_CHECKING:
     from pathlib import Path
 
+pytestmark = pytest.mark.slow
+
 CPU = torch.device("cpu")
 
 
