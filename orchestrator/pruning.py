@@ -8,7 +8,6 @@ which of the paused are promoted. Values are maximised. All are pure.
 from __future__ import annotations
 
 import math
-import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -144,28 +143,16 @@ class Hyperband:
         raise AssertionError("the shares cover every place")
 
 
-@dataclass(frozen=True, kw_only=True)
-class Median:
-    """Stops a trial whose value is below the median of the others at the same epoch (Golovin et al., Vizier, 2017)."""
-
-    warmup_epochs: int = 1
-    min_trials: int = 5
-
-    def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
-        """Every epoch after the warm-up but the last."""
-        del trial
-        return tuple(range(self.warmup_epochs + 1, max_epochs))
-
-    def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
-        """Whether the trial is at least as good as the median of the others, or these are too few to tell."""
-        del max_epochs, curve
-        others = [value for number, value in values.items() if number != trial]
-        return len(others) < self.min_trials or values[trial] >= statistics.median(others)
+def _each_after(warmup_epochs: int, max_epochs: int) -> tuple[int, ...]:
+    return tuple(range(warmup_epochs + 1, max_epochs))
 
 
 @dataclass(frozen=True, kw_only=True)
 class Percentile:
-    """Stops a trial that is not among the best `kept` percent of the others at the same epoch; the median is 50."""
+    """Stops a trial that is not among the best `kept` percent of the others at the same epoch.
+
+    With 50 that is the median, by which Vizier stops (Golovin et al., 2017).
+    """
 
     kept: float
     warmup_epochs: int = 1
@@ -174,7 +161,7 @@ class Percentile:
     def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
         """Every epoch after the warm-up but the last."""
         del trial
-        return tuple(range(self.warmup_epochs + 1, max_epochs))
+        return _each_after(self.warmup_epochs, max_epochs)
 
     def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is at least as good as the percentile of the others, or these are too few to tell."""
@@ -197,7 +184,7 @@ class Threshold:
     def decision_epochs(self, trial: int, max_epochs: int) -> tuple[int, ...]:
         """Every epoch after the warm-up but the last."""
         del trial
-        return tuple(range(self.warmup_epochs + 1, max_epochs))
+        return _each_after(self.warmup_epochs, max_epochs)
 
     def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is good enough, whatever others are."""
@@ -227,7 +214,7 @@ class Patient:
 PRUNERS: Mapping[str, Pruner] = {
     "asha": Asha(),
     "none": NoPruner(),
-    "median": Median(),
+    "median": Percentile(kept=50),
     "hyperband": Hyperband(),
 }
 FORMS = ("asha-pause", "percentile", "threshold", "patient")  # what takes an argument

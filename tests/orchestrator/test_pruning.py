@@ -10,7 +10,7 @@ import numpy
 import pytest
 
 from orchestrator.errors import UnknownNameError
-from orchestrator.pruning import PRUNERS, Asha, AshaPause, Hyperband, Median, Patient, Percentile, Threshold, make
+from orchestrator.pruning import PRUNERS, Asha, AshaPause, Hyperband, Patient, Percentile, Threshold, make
 
 
 @pytest.fixture(params=[*sorted(PRUNERS), "percentile:25", "patient:2:median"])
@@ -99,14 +99,14 @@ def test_hyperband_compares_a_bracket_only_with_itself():
 
 def test_median_stops_what_is_below_the_median_of_enough_others():
     others = {1: 0.1, 2: 0.2, 3: 0.3, 4: 0.4, 5: 0.5}
-    assert not Median().goes_on(0, 27, {**others, 0: 0.29})
-    assert Median().goes_on(0, 27, {**others, 0: 0.3})
+    assert not Percentile(kept=50).goes_on(0, 27, {**others, 0: 0.29})
+    assert Percentile(kept=50).goes_on(0, 27, {**others, 0: 0.3})
     del others[5]
-    assert Median().goes_on(0, 27, {**others, 0: 0.0})
+    assert Percentile(kept=50).goes_on(0, 27, {**others, 0: 0.0})
 
 
 def test_median_waits_for_the_warm_up():
-    assert Median(warmup_epochs=3).decision_epochs(0, 7) == (4, 5, 6)
+    assert Percentile(kept=50, warmup_epochs=3).decision_epochs(0, 7) == (4, 5, 6)
 
 
 def test_percentile_keeps_what_is_among_the_best_of_the_others():
@@ -231,7 +231,7 @@ def test_pausing_asha_leaves_a_winner_however_few_there_are(num_trials):
         ("percentile:25", Percentile(kept=25)),
         ("threshold:0.5", Threshold(lowest=0.5)),
         ("threshold:-1e-1:3", Threshold(lowest=-0.1, warmup_epochs=3)),
-        ("patient:5:median", Patient(patience=5, wrapped=Median())),
+        ("patient:5:median", Patient(patience=5, wrapped=Percentile(kept=50))),
         ("patient:2:percentile:12.5", Patient(patience=2, wrapped=Percentile(kept=12.5))),
     ],
 )
