@@ -26,7 +26,8 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
 _FEASIBLE = "ended well"  # name of the constraint that out of memory and divergence violate
-_NOTHING_LEARNT = 0.0  # what they are worth to a sampler that sees complete trials alone: of no objective is it good
+# What they are worth to a sampler that sees complete trials alone: less than guessing, by each objective.
+_NOTHING_LEARNT = {"val_accuracy": 0.0, "val_f1": 0.0, "val_r2": -1.0}
 # How often a configuration that is impossible or was run is drawn again: by the sampler, then from the whole space.
 SAMPLED_TRIES, UNIFORM_TRIES = 20, 2000
 
@@ -46,6 +47,7 @@ class Search:
         seed: int,
         complaint: Callable[[Mapping[str, Scalar]], str] = lambda _: "",
         *,
+        objective: str = "val_accuracy",
         queue: Sequence[Mapping[str, Scalar]] = (),
         known: Sequence[Result] = (),
     ) -> None:
@@ -53,6 +55,7 @@ class Search:
         self._space = {name: space[name] for name in in_order(space)}
         self._distributions = {name: _distribution(searched) for name, searched in self._space.items()}
         self._sampler, self._seed, self._complaint, self._queue = sampler, seed, complaint, queue
+        self._objective = objective
         self._study = optuna.create_study(direction="maximize")
         self._open: dict[int, optuna.Trial] = {}
         self._points = Points(self._space, _draw_seed(seed, "order"))
@@ -182,7 +185,7 @@ class Search:
         if self._sampler not in samplers.TAKE_NO_CONSTRAINTS:
             asked.set_constraint(_FEASIBLE, 1.0 if ended.state is State.FAILED else 0.0)
         if ended.state is State.FAILED and self._sampler in samplers.LEARN_FROM_COMPLETE:
-            self._study.tell(asked, _NOTHING_LEARNT)
+            self._study.tell(asked, _NOTHING_LEARNT[self._objective])
         elif ended.state is State.COMPLETE:
             self._study.tell(asked, ended.value)
         else:

@@ -279,8 +279,15 @@ class _Coordinator:
 
     def _new_search(self) -> Search:
         study = self._study
-        complaint = feasible(study).complaint
-        return Search(study.space, study.sampler, study.seed, complaint, queue=study.queue, known=study.known)
+        return Search(
+            study.space,
+            study.sampler,
+            study.seed,
+            feasible(study).complaint,
+            objective=study.objective,
+            queue=study.queue,
+            known=study.known,
+        )
 
     def _let_go(self) -> None:
         """At the end of a run that was cut short, say of its running trials that they wait."""

@@ -321,6 +321,17 @@ def test_gaussian_process_stays_away_from_what_memory_refused():
     assert search.ask(60)["x"] < 0.55
 
 
+def test_what_diverged_is_worse_than_a_guess_by_the_objective_too():
+    """R² of a poor model is below 0, which for an accuracy is the worst there is."""
+    search = Search(PLANE, "gp", seed=0, objective="val_r2")
+    told = [
+        trial(number, p, State.FAILED, reason=Reason.DIVERGED) if p["x"] > 0.5 else trial(number, p, value=p["x"] - 0.8)
+        for number, p in enumerate(plane())
+    ]
+    search.restore(told, {})
+    assert search.ask(60)["x"] < 0.55
+
+
 def test_cmaes_fails_ever_less_where_what_is_better_is_near_what_memory_refuses():
     search, refused = Search(PLANE, "cmaes", seed=0), []
     for number in range(120):
