@@ -15,6 +15,7 @@ import pytest
 from tests.support.orch import Orch, alive, children, descendants, kill, wait_until
 
 WORKER, SERVER, MIRROR = "worker-", "orchestrator.forkserver", "orchestrator.mirror"
+ENDS = {"coordinator": signal.SIGKILL, "interrupt": signal.SIGINT}  # what ends the whole sweep
 
 
 @pytest.fixture
@@ -26,27 +27,36 @@ def assert_gone(processes, seconds):
     wait_until(lambda: not any(map(alive, processes)), seconds, f"{processes} to end")
 
 
-@pytest.mark.slow
-def test_thirty_random_kills_leave_exactly_fifty_trials(orch):
-    num_trials, num_epochs, num_kills = 50, 4, 30
-    chance = random.Random(0)
-    arguments = orch.counting(trials=num_trials, epochs=num_epochs, pause_seconds=0.45, retries=30)
-    kills = {"coordinator": 0, WORKER: 0, SERVER: 0, MIRROR: 0}
-    while sum(kills.values()) < num_kills:
+def strike(orch, arguments, kills, *, times, seconds, seed):
+    """Strike parts of a sweep at random, counted in `kills`, and start it again; yields each time it has ended."""
+    chance = random.Random(seed)
+    while sum(kills.values()) < times:
         with orch.running(*arguments) as sweep:
             wait_until(lambda: children(sweep.pid, WORKER), what="workers")
-            while sum(kills.values()) < num_kills:
-                time.sleep(chance.uniform(0.2, 2.5))
+            while sum(kills.values()) < times:
+                time.sleep(chance.uniform(*seconds))
                 assert sweep.poll() is None, f"the sweep ended after {kills}: {sweep.communicate()}"
                 victim = chance.choice(list(kills))
                 kills[victim] += 1
-                if victim == "coordinator":
+                if victim in ENDS:
                     below = descendants(sweep.pid)
-                    kill(sweep)
+                    os.kill(sweep.pid, ENDS[victim])
+                    sweep.wait(20)
                     assert_gone(below, 5)
                     break
                 for process in children(sweep.pid, victim)[:1]:
                     kill(process)
+        yield
+
+
+@pytest.mark.slow
+def test_thirty_random_kills_leave_exactly_fifty_trials(orch):
+    num_trials, num_epochs = 50, 4
+    chosen = {"hidden": "range(4,404)", "sampler": "random", "pause_seconds": 0.45, "retries": 30}
+    arguments = orch.counting(trials=num_trials, epochs=num_epochs, **chosen)
+    kills = {"coordinator": 0, WORKER: 0, SERVER: 0, MIRROR: 0}
+    for _ in strike(orch, arguments, kills, times=30, seconds=(0.2, 2.5), seed=0):
+        pass
     orch(*arguments)
     assert orch.recorded() == {trial: [1, 2, 3, 4] for trial in range(num_trials)}
     status = orch.json("status", "s")
@@ -79,7 +89,7 @@ def mirrored_runs(orch):
 @pytest.mark.slow
 def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
     """With one worker each promotion follows from what is recorded: a killed study ends as one that was not."""
-    num_kills, kills = 8, {"coordinator": 0, WORKER: 0, "interrupt": 0}
+    kills = {"coordinator": 0, WORKER: 0, "interrupt": 0}
     # TPE draws at random ten times first; the draws after that show that a resumed search has been told the same.
     chosen = {"trials": 14, "epochs": 9, "pruner": "asha-pause", "sampler": "tpe", "workers": 1, "retries": 30}
     chosen |= {"lr": "tag(log,interval(1e-4,1e-1))", "pause_seconds": 0.3}
@@ -87,25 +97,8 @@ def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
     quiet = Orch(tmp_path / "quiet")
     quiet(*quiet.counting(**{**chosen, "pause_seconds": 0}))
     arguments = orch.counting(**chosen)
-    chance = random.Random(3)
     num_paused, kept = set(), []
-    while sum(kills.values()) < num_kills:
-        with orch.running(*arguments) as sweep:
-            wait_until(lambda: children(sweep.pid, WORKER), what="a worker")
-            while sum(kills.values()) < num_kills:
-                time.sleep(chance.uniform(0.3, 1.8))
-                assert sweep.poll() is None, f"the sweep ended after {kills}: {sweep.communicate()}"
-                victim = chance.choice(list(kills))
-                kills[victim] += 1
-                if victim == WORKER:
-                    for process in children(sweep.pid, WORKER)[:1]:
-                        kill(process)
-                    continue
-                below = descendants(sweep.pid)
-                os.kill(sweep.pid, signal.SIGKILL if victim == "coordinator" else signal.SIGINT)
-                sweep.wait(20)
-                assert_gone(below, 5)
-                break
+    for _ in strike(orch, arguments, kills, times=8, seconds=(0.3, 1.8), seed=3):
         num_paused.add(orch.json("status", "s")["states"]["paused"])
         begun = orch.begun()
         on_record = [(trial, epoch) for trial, epochs in orch.recorded().items() for epoch in epochs]
@@ -118,7 +111,7 @@ def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
     assert all(begun[place] == times for place, times in kept), "what was on record was trained again"
     num_epochs = sum(map(len, quiet.recorded().values()))
     assert orch.json("status", "s")["epochs_trained"] == num_epochs
-    assert begun.total() - num_epochs <= 2 * num_kills
+    assert begun.total() - num_epochs <= 2 * sum(kills.values())
     assert not [path for path in (orch.home / "trials").rglob("epoch-*") if path.is_file()]
     assert mirrored_runs(orch) == quiet.recorded()
 
