@@ -75,9 +75,7 @@ def _measured(trained: Trained, path: Path) -> dict[str, Any]:
 
     val, info = trained.dataset.val, trained.info
     run = variants.opened(path)
-    found = torch.from_numpy(variants.answers_of(run, val.images))
-    if info.task == "regression":
-        found = (found - torch.tensor(info.target_mean)) / torch.tensor(info.target_std)
+    found = tasks.standardised(torch.from_numpy(variants.answers_of(run, val.images)), info)
     expected = metrics.outputs_of(trained.model, val, info)
     judge = tasks.judge(info, val.labels)
     objective = OBJECTIVES[info.task]

@@ -405,11 +405,9 @@ def _test_answers(model: Model, dataset: Dataset) -> Tensor:
     import torch
 
     from recipes.export import inputs_of
+    from recipes.tasks import standardised
 
-    found, info = torch.from_numpy(model.answers(inputs_of(dataset.test.images))), dataset.info
-    if info.task == "regression":
-        return (found - torch.tensor(info.target_mean)) / torch.tensor(info.target_std)
-    return found
+    return standardised(torch.from_numpy(model.answers(inputs_of(dataset.test.images))), dataset.info)
 
 
 def _score(dataset: Dataset, outputs: Tensor) -> float:

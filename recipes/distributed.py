@@ -127,7 +127,7 @@ def epochs(config: TrainConfig, attempt: Attempt | None, recipe: str) -> Iterato
 
 def _bring_events(attempt: Attempt) -> None:
     """Copy an earlier attempt's TensorBoard events to where the first rank goes on with them."""
-    from recipes.events import FOLDER
+    from recipes.event_files import FOLDER  # which only `pictures=true` brings in
 
     if attempt.resume_from is not None and attempt.resume_from.resolve() != attempt.folder.resolve():
         with contextlib.suppress(FileNotFoundError):

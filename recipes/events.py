@@ -10,10 +10,9 @@ import warnings
 from typing import TYPE_CHECKING, Any
 
 import torch
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # type: ignore[import-untyped]
-from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from torch.utils.tensorboard import SummaryWriter
 
+from recipes import event_files
 from recipes.device import random_states, set_random_states
 
 if TYPE_CHECKING:
@@ -25,17 +24,8 @@ if TYPE_CHECKING:
     from torch import Tensor, nn
 
 NUM_BUCKETS = 30  # as many as TensorBoard shows
-FOLDER = "tensorboard"  # in an attempt's
-PATTERN = "events.out.tfevents.*"
 
 log = logging.getLogger(__name__)
-
-
-def read(folder: Path) -> Iterator[Any]:
-    """All events of a folder in the order in which they were written."""
-    for path in sorted(folder.glob(PATTERN)):
-        for record in RawEventFileLoader(str(path)).Load():  # ends at a record that is cut off
-            yield Event.FromString(record)
 
 
 class Events:
@@ -43,7 +33,7 @@ class Events:
 
     def __init__(self, folder: Path, earlier: Path | None, history: Sequence[dict[str, Any]], at_end: Collection[str]):
         """With the events of an `earlier` folder, but for tags `at_end` and for epochs that are trained again."""
-        older = list(folder.glob(PATTERN))
+        older = list(folder.glob(event_files.PATTERN))
         kept = list(_kept(earlier, len(history), at_end)) if earlier else []
         self._writer = SummaryWriter(str(folder))
         self.has: set[tuple[int, str]] = set()
@@ -98,7 +88,7 @@ class Events:
 
 def _kept(earlier: Path, last_epoch: int, at_end: Collection[str]) -> Iterator[Any]:
     seen: set[tuple[int, str]] = set()
-    for event in read(earlier):
+    for event in event_files.read(earlier):
         tags = {(event.step, tag) for tag in _tags(event)}
         if tags and event.step <= last_epoch and not tags & seen and not {tag for _, tag in tags} & set(at_end):
             seen |= tags

@@ -19,7 +19,8 @@ from torch.nn.functional import cross_entropy
 from recipes import data, drawings
 from recipes.checkpoint import BEST
 from recipes.drawings import short
-from recipes.events import FOLDER, Events
+from recipes.event_files import FOLDER
+from recipes.events import Events
 from recipes.files import write_whole
 from recipes.model_file import read_model
 

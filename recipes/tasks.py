@@ -115,3 +115,10 @@ def answers(outputs: Tensor, info: ImageInfo) -> Tensor:
             return outputs.sigmoid()
         case "regression":
             return outputs
+
+
+def standardised(given: Tensor, info: ImageInfo) -> Tensor:
+    """What an exported model gives, `(B, K)`, as training has it: numbers in their own units to mean 0 and spread 1."""
+    if info.task != "regression":
+        return given
+    return (given - torch.tensor(info.target_mean)) / torch.tensor(info.target_std)

@@ -17,7 +17,6 @@ import time
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, BinaryIO
 
-from tensorboard.backend.event_processing.event_file_loader import RawEventFileLoader  # type: ignore[import-untyped]
 from tensorboard.compat.proto.event_pb2 import Event  # type: ignore[import-untyped]
 from tensorboard.compat.proto.summary_pb2 import Summary  # type: ignore[import-untyped]
 from tensorboard.plugins.hparams import api_pb2, metadata, plugin_data_pb2  # type: ignore[import-untyped]
@@ -26,11 +25,12 @@ from tensorboard.summary.writer.record_writer import RecordWriter  # type: ignor
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import study_key
 from orchestrator.tables import State
+from recipes import event_files
 from recipes.config import objective_of
 from recipes.files import sha256_of, write_whole
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Mapping, Sequence
+    from collections.abc import Mapping, Sequence
     from pathlib import Path
 
     from orchestrator.mirrors import Place, Progress, Snapshot
@@ -38,7 +38,6 @@ if TYPE_CHECKING:
 
 MARK = "orch-study.txt"  # says whose events a folder holds
 FILE_VERSION = "brain.Event:2"
-OWN_EVENTS = "tensorboard/"  # in an attempt's folder and manifest
 PICTURES = "pictures"  # the run below a trial's
 
 logger = logging.getLogger(__name__)
@@ -58,7 +57,7 @@ class _File:
     def read(cls, folder: Path) -> _File:
         """Find out what the events in `folder` say already."""
         found = cls(folder)
-        for event in _read_events(folder):
+        for event in event_files.read(folder):
             tags = {value.tag for value in event.summary.value}
             found.started |= metadata.SESSION_START_INFO_TAG in tags
             found.ended |= metadata.SESSION_END_INFO_TAG in tags
@@ -73,7 +72,8 @@ class _File:
         if self.output is None:
             self.folder.mkdir(parents=True, exist_ok=True)
             # TensorBoard reads files in the order of their names, and goes on to the next for good.
-            name = f"events.out.tfevents.{time.time_ns() / 1e9:020.9f}.{socket.gethostname()}.{os.getpid()}"
+            name = event_files.PATTERN.removesuffix("*")
+            name += f"{time.time_ns() / 1e9:020.9f}.{socket.gethostname()}.{os.getpid()}"
             self.output = (self.folder / name).open("xb")
             events = [Event(wall_time=events[0].wall_time, file_version=FILE_VERSION), *events]
         writer = RecordWriter(self.output)
@@ -137,13 +137,13 @@ class TensorBoardEvents:
         """Show the events of a trial's own that count, beside those of its record."""
         if not snapshot.attempts:
             return
-        attempt, number = snapshot.attempts[-1], snapshot.trial.number
+        attempt, number, own = snapshot.attempts[-1], snapshot.trial.number, f"{event_files.FOLDER}/"
         folder = self._settings.attempt_folder(study.name, number, attempt.number)
         for name, sha256 in (attempt.manifest or {}).items():
-            if not name.startswith(OWN_EVENTS):
+            if not name.startswith(own):
                 continue
             if (folder / name).is_file() and sha256_of(folder / name) == sha256:
-                _link(folder / name, self._of(number) / PICTURES / name.removeprefix(OWN_EVENTS))
+                _link(folder / name, self._of(number) / PICTURES / name.removeprefix(own))
             else:
                 logger.warning("%s is missing or damaged; TensorBoard does not get it", folder / name)
 
@@ -177,12 +177,6 @@ def _link(source: Path, target: Path) -> None:
         target.hardlink_to(source)
     except OSError:
         write_whole(target, source.read_bytes())
-
-
-def _read_events(folder: Path) -> Iterator[Any]:
-    for path in sorted(folder.glob("events.out.tfevents.*")):
-        for record in RawEventFileLoader(str(path)).Load():  # ends at a record that is cut off
-            yield Event.FromString(record)
 
 
 def _scalars(epoch: Epoch) -> Any:
