@@ -15,10 +15,13 @@ Exit code 4 is no error: a sweep ended, and some of its trials failed.
 from __future__ import annotations
 
 import difflib
+import re
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from collections.abc import Iterable
+
+    from pydantic_core import ErrorDetails
 
 EXIT_TRIALS_FAILED = 4
 
@@ -82,3 +85,13 @@ class StoppedError(OrchError):
     """Stopped by a signal; everything finished is saved and the study can be resumed."""
 
     exit_code = 130
+
+
+def refused(key: str, found: object, first: ErrorDetails) -> UsageError:
+    """One line on a thing that pydantic found wrong; a wrong word is met with the nearest right one."""
+    message = first["msg"].removeprefix("Value error, ")
+    if isinstance(found, dict):  # a whole part, whose fields do not fit together, and it says so itself
+        return UsageError(message)
+    if first["type"] == "literal_error":
+        return UnknownNameError(key, str(found), re.findall(r"'([^']+)'", first["ctx"]["expected"]))
+    return UsageError(f"{key}={found}: {message}")

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 from pydantic import ValidationError
 
 from orchestrator import constraints, space
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, refused
 from recipes.config import make
 
 if TYPE_CHECKING:
@@ -47,9 +47,7 @@ class Feasible:
             self.config(params)
         except ValidationError as error:
             first = error.errors()[0]
-            message = first["msg"].removeprefix("Value error, ")
-            # The input of a whole part is a dict: its fields do not fit together, and it says so itself.
-            return message if isinstance(first["input"], dict) else f"{first['loc'][-1]}={first['input']}: {message}"
+            return str(refused(str((first["loc"] or ("",))[-1]), first["input"], first))
         except ValueError as error:
             return str(error)
         return ""

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import points, study_files
+from orchestrator import overrides, points, study_files
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.space import Scalar, Space, describe, holds, in_order
 from orchestrator.tables import Reason, State
 from recipes.config import Part, objective_of
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping, Sequence
-    from pathlib import Path
+    from collections.abc import Callable, Mapping, Sequence
 
     from orchestrator.tables import Epoch, Trial
+
+
+KEYS = ("default_first", "enqueue", "warm_start")
 
 
 class Result(Part):
@@ -57,6 +60,48 @@ def _inside(space: Space, config: Mapping[str, Scalar]) -> dict[str, Scalar] | N
                 return None
             params[name] = fits
     return params
+
+
+def take(typed: dict[str, str], *, single: bool) -> dict[str, str]:
+    """Take the keys of what a study begins with out of `typed`.
+
+    Raises:
+        UsageError: one is empty or not possible, or there is but a `single` configuration.
+    """
+    taken = {key: overrides.split(typed.pop(key))[1] for key in KEYS if key in typed}
+    for key, text in taken.items():
+        if single:
+            raise UsageError(f"{key} belongs to `orch sweep`; `orch train` runs one configuration")
+        if not text:
+            raise UsageError(f"{key}= is empty; expected {'a file' if key == 'enqueue' else 'the name of a study'}")
+    if taken.get("default_first", "false") not in {"true", "false"}:
+        raise UsageError(f"default_first={taken['default_first']}: expected true or false")
+    return taken
+
+
+def queue(
+    taken: Mapping[str, str],
+    space: Space,
+    fixed: Mapping[str, Scalar],
+    defaults: Mapping[str, Scalar],
+    complaint: Callable[[Mapping[str, Scalar]], str],
+) -> tuple[dict[str, Scalar], ...]:
+    """What is tried first: the recipe's default if it is asked for, then the configurations of a file.
+
+    Raises:
+        UsageError: the file is not usable, or a configuration has a `complaint`.
+    """
+    queued: list[dict[str, Scalar]] = []
+    if taken.get("default_first") == "true":
+        queued.append(default(space, defaults))
+    if "enqueue" in taken:
+        queued += read_queue(Path(taken["enqueue"]), space, fixed)
+    for each in queued:
+        # What is drawn to a partial one may make it possible.
+        if is_whole(space, each) and (found := complaint(each)):
+            told = ", ".join(f"{key}={value}" for key, value in each.items())
+            raise UsageError(f"{told} cannot be tried first: {found}")
+    return without_repeats(queued, space)
 
 
 def default(space: Space, defaults: Mapping[str, Scalar]) -> dict[str, Scalar]:

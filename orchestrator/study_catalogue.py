@@ -67,7 +67,7 @@ def validate(reference: str, recipe: str = "") -> dict[str, Any]:
     Raises:
         UsageError: it cannot be read, or does not fit; the message names the file.
     """
-    from orchestrator.study import check_file  # half a second, which listing does without
+    from orchestrator.fields import check_file  # half a second, which listing does without
 
     path = find(reference)
     if not path.is_file():
@@ -162,7 +162,7 @@ def schema(recipe: recipes.Recipe) -> dict[str, Any]:
     Fields of the recipe are the properties of `fixed`, `space` and each `when`; those that are given on the command
     line are left out of the first two.
     """
-    from orchestrator.study import PLACEMENT_FIELDS, STUDY_FIELDS
+    from orchestrator.fields import PLACEMENT_FIELDS, STUDY_FIELDS
 
     known = fields(recipe.config_type)
     leaves = create_model("Leaves", **{name: (field.info.annotation, field.info) for name, field in known.items()})  # type: ignore[call-overload]

@@ -13,10 +13,11 @@ import time
 import pytest
 from rich.console import Console
 
+from orchestrator.budget import Budget
 from orchestrator.executors import EpochEnded, Slot
 from orchestrator.live import LiveMonitor, PlainMonitor, Tally
 from orchestrator.space import Choices
-from orchestrator.study import Budget, Study
+from orchestrator.study import Study
 from orchestrator.tables import Reason, State, Trial
 
 SLOTS = [Slot(name="worker-0", threads=2), Slot(name="worker-1", threads=2)]

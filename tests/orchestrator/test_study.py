@@ -11,6 +11,7 @@ from PIL import Image
 
 import recipes
 from orchestrator import study as studies
+from orchestrator.budget import Budget
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.space import Choices, Range
 from orchestrator.study import Study, change_budget, check_name, check_unchanged, differences, load
@@ -76,7 +77,7 @@ def test_study_file_and_defaults_make_a_whole_study():
     study = load(["recipe=cnn"])
     assert study.name == "cnn-digits"
     assert (study.recipe, study.data, study.split_seed, study.seed) == ("cnn", "digits", 0, 0)
-    assert study.budget == studies.Budget()
+    assert study.budget == Budget()
     assert set(study.space).isdisjoint(study.fixed)
     assert {*study.space, *study.fixed} == set(recipes.config.fields(recipes.load("cnn").config_type))
 

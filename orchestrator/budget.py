@@ -1,0 +1,129 @@
+"""How much a study may cost and where it runs: what a later command may change."""
+
+from __future__ import annotations
+
+import math
+import re
+from typing import TYPE_CHECKING, Any, Literal
+
+from pydantic import Field, ValidationError
+
+from orchestrator import overrides, pruning
+from orchestrator.errors import UsageError, refused
+from orchestrator.points import MAX_COUNTED, num_values, plain_ranges
+from recipes.config import Part
+
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
+    from orchestrator.space import Space
+
+SamplerName = Literal["auto", "tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2"]
+MAX_GP_TRIALS = 100  # a draw of a Gaussian process costs the cube of the trials so far
+ExecutorName = Literal["local", "inline"]
+
+
+class Budget(Part):
+    """The study keys that a later command may change."""
+
+    trials: int = Field(20, gt=0, description="trials in total, failed ones counted")
+    workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
+    executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
+    timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
+    sampler: SamplerName = Field("auto", description="how parameters are drawn; auto is gp or tpe")
+    pruner: str = Field("asha", description="which trials are stopped early, or paused")
+    export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
+    retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
+
+    @property
+    def num_exports(self) -> int:
+        """How many of the leaders are exported."""
+        if self.export.startswith("top:"):
+            return int(self.export.removeprefix("top:"))
+        return {"best": 1, "all": self.trials, "none": 0}[self.export]
+
+
+# Study key -> field.
+BUDGET_KEYS = {"timeout" if name == "timeout_seconds" else name: name for name in Budget.model_fields}
+
+
+def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: bool = False) -> Budget:
+    """Take the budget's keys out of `typed`; their text is read by the types of `Budget`, not by Hydra's grammar.
+
+    Raises:
+        UsageError: a value that is not possible, or `trials` for a single configuration.
+    """
+    changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
+    for key in [key for key in typed if key in BUDGET_KEYS]:
+        if single and key == "trials":
+            raise UsageError("trials belongs to `orch sweep`; `orch train` runs one")
+        field, text = BUDGET_KEYS[key], overrides.split(typed.pop(key))[1]
+        try:
+            changed[field] = _READERS.get(key, str)(text)
+            Budget.model_validate({field: changed[field]})
+        except ValidationError as error:
+            raise refused(key, text, error.errors()[0]) from error
+        except ValueError as error:
+            raise UsageError(f"{key}={text}: {error}") from error
+    return Budget.model_validate({**(start or Budget()).model_dump(), **changed})
+
+
+def sampler_of(budget: Budget, space: Space) -> str:
+    """The budget's sampler; `auto` is `gp` if no trial is stopped early (`pruner=none`), all that is searched are
+    ranges without conditions, and there are at most 100 trials, else `tpe`.
+    """
+    if budget.sampler != "auto":
+        return budget.sampler
+    numeric = 0 < len(space) == len(plain_ranges(space))
+    return "gp" if numeric and budget.trials <= MAX_GP_TRIALS and budget.pruner == "none" else "tpe"
+
+
+def check_sampler(budget: Budget, space: Space) -> None:
+    """See that the sampler can draw from the space.
+
+    Raises:
+        UsageError: it cannot.
+    """
+    sampler = sampler_of(budget, space)
+    if sampler == "grid":
+        for name in space:
+            if math.isinf(num_values(space[name])):
+                raise UsageError(f"sampler=grid needs choices or steps; {name} is a range without, try {name}=a,b,c")
+        if (size := math.prod(map(num_values, space.values()))) > MAX_COUNTED:
+            raise UsageError(f"sampler=grid: {size} configurations; at most {MAX_COUNTED} are laid out")
+    if sampler == "cmaes" and not plain_ranges(space):
+        raise UsageError("sampler=cmaes needs a range that is searched in every trial; here there is none")
+
+
+def _read_workers(text: str) -> Any:
+    if text == "auto":
+        return 0
+    if not text.isdecimal() or int(text) == 0:
+        raise ValueError("expected auto or a number of at least 1")
+    return int(text)
+
+
+def _read_seconds(text: str) -> float:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d|)", text)
+    if match is None or not float(match[1]) > 0:
+        raise ValueError("expected a duration such as 90, 90s, 30m or 2h")
+    return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
+
+
+def _read_export(text: str) -> str:
+    if not re.fullmatch(r"best|top:[1-9][0-9]*|all|none", text):
+        raise ValueError("expected best, all, none or top:K, such as top:3")
+    return text
+
+
+def _read_pruner(text: str) -> str:
+    pruning.make(text)
+    return text
+
+
+_READERS: dict[str, Callable[[str], Any]] = {
+    "workers": _read_workers,
+    "timeout": _read_seconds,
+    "pruner": _read_pruner,
+    "export": _read_export,
+}
