@@ -11,6 +11,7 @@ from ruamel.yaml import YAML
 import recipes
 from orchestrator import cli, study, study_catalogue, study_files
 from orchestrator.errors import UsageError
+from orchestrator.fields import PLACEMENT_FIELDS, STUDY_FIELDS
 from recipes.config import fields
 from tests.support.json_schema import fits
 
@@ -183,7 +184,7 @@ def test_shipped_file_fits_the_schema_of_its_recipe(name, orch):
 def test_schema_says_of_each_field_what_it_is():
     recipe = recipes.load("cnn")
     schema = study_catalogue.schema(recipe)
-    settable = set(fields(recipe.config_type)) - {*study.STUDY_FIELDS, *study.PLACEMENT_FIELDS}
+    settable = set(fields(recipe.config_type)) - {*STUDY_FIELDS, *PLACEMENT_FIELDS}
     assert set(schema["properties"]["fixed"]["properties"]) == settable
     assert set(schema["properties"]["space"]["properties"]) == settable - {"devices"}
     assert all(searched["description"] for searched in schema["properties"]["space"]["properties"].values())
