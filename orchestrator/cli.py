@@ -88,7 +88,7 @@ def resume(
     """Finish a study that was stopped or killed; trials=, workers=, timeout= and the like may change."""
     with _workers() as server:
         from orchestrator import study as studies
-        from orchestrator.sweep import from_record
+        from orchestrator.recorded import from_record
 
         with _record() as record:
             recorded = from_record(record.study(study))
@@ -181,7 +181,7 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a study: its record, its files and its mirrored runs. Promoted versions stay."""
-    from orchestrator.sweep import delete as delete_study
+    from orchestrator.recorded import delete as delete_study
 
     settings = _settings()
     with _record() as record:

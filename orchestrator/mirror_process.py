@@ -12,8 +12,8 @@ from orchestrator.processes import Child, Pinger, spawn
 if TYPE_CHECKING:
     from types import TracebackType
 
+    from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
-    from orchestrator.sweep import Monitor
 
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 1.0

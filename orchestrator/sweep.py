@@ -7,25 +7,20 @@ moment: an epoch counts once it is recorded, a trial once its manifest is.
 from __future__ import annotations
 
 import contextlib
-import dataclasses
-import os
 import shutil
-import signal
 import socket
-import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any
 
-from orchestrator import compare, provenance, pruning, starts, tables
-from orchestrator.errors import StoppedError, UnavailableError, UsageError
+from orchestrator import compare, pruning, recorded, tables
+from orchestrator.errors import UnavailableError
 from orchestrator.executors import (
     EpochEnded,
     Event,
     Executor,
     Exported,
-    ExportSpec,
     TrialEnded,
     TrialFailed,
     TrialPaused,
@@ -33,62 +28,27 @@ from orchestrator.executors import (
 )
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, visible_gpus
+from orchestrator.leaders import Leaders
 from orchestrator.leases import Holding, Lease
 from orchestrator.mirror_process import MirrorProcess
+from orchestrator.monitor import Outcome
 from orchestrator.pruning import AshaPause
 from orchestrator.search import Search
+from orchestrator.signals import Signals
 from orchestrator.store import Record
-from orchestrator.study import Study, differences, feasible
+from orchestrator.study import Study, feasible
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
 from recipes.device import choose_device
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-    from types import FrameType
-
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
+    from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
 
 POLL_SECONDS = 0.5
 MIRROR_SECONDS = 60.0  # how long the end of a sweep waits for MLflow before it says "later"
-
-SHOW_CURSOR = b"\x1b[?25h"
-PROVENANCE = "provenance"  # key of a study's spec, beside the fields of `Study`
-
-
-class Monitor(Protocol):
-    """Who is told how a sweep goes: a live display, or lines of text."""
-
-    def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[tables.Trial]) -> None:
-        """A sweep begins; `trials` are those of earlier runs."""
-
-    def trial_started(self, trial: tables.Trial, slot: Slot, num_epochs_done: int) -> None:
-        """A trial begins or goes on."""
-
-    def epoch_ended(self, trial: tables.Trial, event: EpochEnded) -> None:
-        """A trial has one more epoch."""
-
-    def trial_ended(self, trial: tables.Trial) -> None:
-        """A trial ended, is paused, or waits again after a failure."""
-
-    def note(self, text: str) -> None:
-        """Something that a user wants to know."""
-
-    def tick(self) -> None:
-        """Time passed."""
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Outcome:
-    """How a call of `run` ended."""
-
-    study: tables.Study
-    was_complete: bool  # nothing was left to do
-    used_up: bool = False  # the space has no other configurations
-    timed_out: bool
-    mirror_lag: int  # changes that the mirrors still lack
 
 
 def run(
@@ -108,116 +68,14 @@ def run(
     record = Record.open(settings.record_url, create=not resume and not study.warm_start)
     try:
         row = record.find_study(study.name)
-        _check_identity(row, study)
+        recorded.check_identity(row, study)
         if row is None and study.warm_start:
-            study = _with_known(record, study, monitor)
-        with Holding(record, f"study:{study.name}") as lease, _Signals() as signals:
-            row = _write_study(record, lease, study)
-            return _Coordinator(from_record(row), row, settings, record, lease, monitor, signals, server).run()
+            study = recorded.with_known(record, study, monitor)
+        with Holding(record, f"study:{study.name}") as lease, Signals() as signals:
+            row = recorded.write(record, lease, study)
+            return _Coordinator(recorded.from_record(row), row, settings, record, lease, monitor, signals, server).run()
     finally:
         record.close()
-
-
-def from_record(row: tables.Study) -> Study:
-    """The study that a row of the record describes."""
-    return Study.model_validate({key: value for key, value in row.spec.items() if key != PROVENANCE})
-
-
-def delete(settings: Settings, name: str) -> None:
-    """Remove a study's mirrored runs, its rows and its files, in that order, so that a crash leaves it deletable.
-
-    Raises:
-        UnknownNameError: no such study.
-        HeldError: it runs.
-    """
-    from orchestrator import mirror
-
-    record = Record.open(settings.record_url)
-    try:
-        row = record.study(name)
-        with Holding(record, f"study:{name}") as lease:
-            mirror.remove(settings, name)
-            record.delete_study(lease, row.id)
-            for folder in (settings.study_folder(name), settings.logs / name):
-                shutil.rmtree(folder, ignore_errors=True)
-    finally:
-        record.close()
-
-
-def _check_identity(row: tables.Study | None, study: Study) -> None:
-    if row is None:
-        return
-    if row.identity != study.identity:
-        lines = "; ".join(differences(row.identity, study.identity))
-        raise UsageError(f"study {study.name!r} exists and differs ({lines}); name another with study=NAME")
-    recorded = from_record(row)
-    if (study.queue and study.queue != recorded.queue) or study.warm_start not in {"", recorded.warm_start}:
-        begins = "default_first, enqueue and warm_start are for the beginning of a study"
-        raise UsageError(f"study {study.name!r} has begun otherwise; {begins}, name another with study=NAME")
-
-
-def _with_known(record: Record, study: Study, monitor: Monitor) -> Study:
-    """The study with what its sampler learns from another one; it is kept, since the other may go on or away."""
-    if study.warm_start == study.name:
-        raise UsageError(f"warm_start={study.warm_start} is this study itself; name another with study=NAME")
-    row = record.study(study.warm_start)
-    trials, epochs = record.trials(row.id), record.epochs(row.id)
-    known = starts.results_of(trials, epochs, study.space, study.objective)
-    num_ended = sum(trial.state.finished for trial in trials)
-    monitor.note(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
-    return study.model_copy(update={"known": known})
-
-
-def _write_study(record: Record, lease: Lease, study: Study) -> tables.Study:
-    """Create the study's row, or bring its budget up to date; the total never falls below what is there."""
-    spec = study.model_dump(mode="json")
-    row = record.find_study(study.name)
-    if row is None:
-        return record.create_study(
-            lease,
-            tables.Study(
-                name=study.name,
-                recipe=study.recipe,
-                data=study.data,
-                spec={**spec, PROVENANCE: provenance.collect(study)},
-                identity=study.identity,
-                created_at=time.time(),
-            ),
-        )
-    _check_identity(row, study)  # it may have been written while we waited for the lease
-    recorded = from_record(row)
-    begun = {"queue": recorded.queue, "warm_start": recorded.warm_start, "known": recorded.known}
-    study = study.model_copy(update=begun)
-    if recorded != study:
-        spec = study.model_dump(mode="json")
-        record.update_study(lease, row.id, {**spec, PROVENANCE: row.spec[PROVENANCE]})
-    return record.study(study.name)
-
-
-class _Signals:
-    """Remembers SIGINT and SIGTERM; a second SIGINT ends the process and its children at once."""
-
-    def __init__(self) -> None:
-        self.received: signal.Signals | None = None
-        self.at_second: list[Any] = []  # called before leaving in a hurry
-
-    def __enter__(self) -> _Signals:
-        self._former = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        for number, handler in self._former.items():
-            signal.signal(number, handler)
-
-    def _note(self, number: int, frame: FrameType | None) -> None:
-        del frame
-        if self.received is not None:
-            for end in self.at_second:
-                end()
-            if sys.stdout.isatty():
-                os.write(sys.stdout.fileno(), SHOW_CURSOR)  # the live display hid it
-            os._exit(128 + number)  # the next run finds the lease's holder gone, and its trials still running
-        self.received = signal.Signals(number)
 
 
 class _Coordinator:
@@ -231,12 +89,13 @@ class _Coordinator:
         record: Record,
         lease: Lease,
         monitor: Monitor,
-        signals: _Signals,
+        signals: Signals,
         server: ForkServer | None,
     ) -> None:
         self._study, self._row, self._settings = study, row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server = server
+        self._leaders = Leaders(study, row, settings, record, lease, monitor)
         self._pruner = pruning.make(study.budget.pruner)
         self._search = self._new_search()
         self._search_is_stale = False
@@ -249,7 +108,7 @@ class _Coordinator:
     def run(self) -> Outcome:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
         self._take_up()
-        if self._is_complete() and not self._missing_exports():
+        if self._is_complete() and not self._leaders.missing(self._trials.values(), self._epochs):
             return self._outcome(was_complete=True, lag=0)
         with ExitStack() as stack:
             stack.callback(self._let_go)
@@ -261,7 +120,9 @@ class _Coordinator:
             self._monitor.started(self._study, executor.slots, list(self._trials.values()))
             self._train(executor, mirror)
             self._tell_if_used_up()
-            self._export(executor, mirror)
+            if self._is_complete():
+                missing = self._leaders.missing(self._trials.values(), self._epochs)
+                self._leaders.export(missing, executor, lambda: self._events(executor, mirror))
             return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
 
     # -- what there is
@@ -343,8 +204,7 @@ class _Coordinator:
     def _events(self, executor: Executor, mirror: MirrorProcess) -> list[Event]:
         """The next events; a signal ends the run here, between two transactions."""
         events = executor.events(POLL_SECONDS)
-        if self._signals.received is not None:
-            raise _stopped(self._signals.received, self._study.name)
+        self._signals.check(self._study.name)
         mirror.keep_alive()
         self._monitor.tick()
         return events
@@ -569,62 +429,6 @@ class _Coordinator:
             self._search_is_stale = True
         self._monitor.trial_ended(trial)
 
-    # -- exports
-
-    def _missing_exports(self) -> list[tables.Trial]:
-        leaders = compare.ranked(self._trials.values(), self._epochs)[: self._study.budget.num_exports]
-        tried = self._record.exports(self._row.id, failed=True)
-        return [trial for trial in leaders if trial.number not in tried]
-
-    def _export(self, executor: Executor, mirror: MirrorProcess) -> None:
-        """Export the leaders on the slots that training left; a model that cannot be exported is only a note."""
-        queue = self._missing_exports() if self._is_complete() else []
-        if queue:
-            self._monitor.note(f"exporting {len(queue)} leader(s) to ONNX")
-        losses = 0
-        pending = {trial.number for trial in queue}
-        while pending:
-            for slot in executor.free_slots()[: len(queue)]:
-                executor.submit(self._export_spec(queue.pop(0)), slot)
-            for event in self._events(executor, mirror):
-                if isinstance(event, TrialFailed) and losses < self._study.budget.retries:
-                    losses += 1
-                    queue.append(self._trials[event.trial])
-                    continue
-                pending.discard(event.trial)
-                self._exported(event)
-
-    def _export_spec(self, trial: tables.Trial) -> ExportSpec:
-        attempt = self._record.attempts(trial.id)[-1].number
-        return ExportSpec(
-            study=self._study.name,
-            trial=trial.number,
-            attempt=attempt,
-            recipe=self._study.recipe,
-            config=trial.config,
-            folder=self._folder(trial.number, attempt),
-        )
-
-    def _exported(self, event: Event) -> None:
-        trial = self._trials[event.trial]
-        if isinstance(event, TrialFailed):  # its worker was lost; the next run tries again
-            self._monitor.note(f"trial {event.trial} was not exported: {event.message}")
-            return
-        assert isinstance(event, Exported), "only exports are under way"
-        if event.error:
-            self._monitor.note(f"trial {event.trial} was not exported: {event.error}")
-        file = self._settings.attempt_folder(self._study.name, event.trial, event.attempt) / event.file
-        export = tables.Export(
-            trial_id=trial.id,
-            file=str(file.relative_to(self._settings.home)),
-            sha256=event.sha256,
-            size_bytes=event.size_bytes,
-            max_difference=event.max_difference,
-            error=event.error or None,
-            recorded_at=time.time(),
-        )
-        self._record.add_export(self._lease, trial, export)
-
 
 def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
     """The configuration as a slot runs it: a worker sees no GPUs but its own."""
@@ -634,9 +438,3 @@ def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
 def _device(config: dict[str, Any], slot: Slot) -> str:
     """What a trial trains on, by the name that the whole machine knows it by."""
     return f"cuda:{','.join(slot.devices)}" if slot.devices else choose_device(str(config.get("device", "auto"))).type
-
-
-def _stopped(received: signal.Signals, study: str) -> StoppedError:
-    error = StoppedError(f"stopped; all finished epochs are saved. Go on with `orch resume {study}`")
-    error.exit_code = 128 + received
-    return error

@@ -14,9 +14,9 @@ from orchestrator.tables import MirrorRun, Reason, State, Study
 from recipes.speed import SPEED_METRICS
 
 if TYPE_CHECKING:
+    from orchestrator.monitor import Outcome
     from orchestrator.settings import Settings
     from orchestrator.store import Record
-    from orchestrator.sweep import Outcome
 
 MODEL_METRICS = ("num_parameters", "flops")  # what the first epoch tells of the model, and no later one
 TOLD_ONCE = (*MODEL_METRICS, *SPEED_METRICS)

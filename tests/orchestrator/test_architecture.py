@@ -17,10 +17,12 @@ LAYERS = [
     {"cli"},
     {"live", "render", "dashboards", "views"},
     {"exports"},
-    {"sweep", "mirror", "promote", "evaluate", "check"},
+    {"sweep", "recorded", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
+    {"leaders"},
     {"models", "mirror_process"},
+    {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
@@ -30,14 +32,13 @@ LAYERS = [
     {"fields"},
     {"catalogue", "feasible", "starts", "budget"},
     {"study_files", "overrides", "pruning", "points"},
-    {"leases", "store", "space", "constraints", "forkserver"},
+    {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
     ("executors.inline", "worker"),  # the inline executor runs a worker's code in its own thread
     ("store", "leases"),  # for types only
-    ("mirror_process", "sweep"),  # for types only
 }
 THIRD_PARTY = {
     "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},

@@ -19,8 +19,8 @@ import torch
 from safetensors.torch import load_file
 
 from orchestrator import compare
+from orchestrator.recorded import from_record
 from orchestrator.search import Search
-from orchestrator.sweep import from_record
 from orchestrator.tables import State
 from recipes import mlp
 from recipes.config import make

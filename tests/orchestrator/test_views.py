@@ -9,9 +9,9 @@ import pytest
 
 from orchestrator import views
 from orchestrator.errors import UsageError
+from orchestrator.monitor import Outcome
 from orchestrator.settings import Settings
 from orchestrator.store import Record
-from orchestrator.sweep import Outcome
 from orchestrator.tables import PARENT, Export, MirrorRun, Reason, State
 from recipes.speed import SPEED_METRICS
 from tests.support.sweeps import Sweep, settings_of
