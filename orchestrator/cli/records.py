@@ -1,0 +1,130 @@
+"""Commands that show, delete or mirror what is on record."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Annotated
+
+import typer
+
+from orchestrator.cli.shared import AnyStudy, AsJson, StudyName, app, one_study, open_record, print_json, the_settings
+from orchestrator.errors import UsageError
+
+
+@app.command()
+def status(study: AnyStudy = "", as_json: AsJson = False) -> None:
+    """Show how far a study is, and its best trial."""
+    from orchestrator import compare, render
+
+    with open_record() as record:
+        row = one_study(record, study)
+        shown = compare.status(row, record.trials(row.id), record.epochs(row.id), record.run_ids(row.id))
+    if as_json:
+        return print_json(shown)
+    states = {state: count for state, count in shown["states"].items() if count}
+    return render.show_pairs({**shown, "states": states})
+
+
+@app.command()
+def ls(as_json: AsJson = False) -> None:
+    """List all studies."""
+    from orchestrator import compare, render
+
+    with open_record() as record:
+        rows = [
+            compare.status(row, record.trials(row.id), record.epochs(row.id), record.run_ids(row.id))
+            for row in record.studies()
+        ]
+    if as_json:
+        return print_json(rows)
+    lines = [
+        [
+            row["study"],
+            row["recipe"],
+            row["data"],
+            f"{sum(row['states'][state] for state in ('complete', 'pruned', 'failed'))}/{row['total']}",
+            "{objective} {value:.4f} (trial {trial})".format_map(row["best"]) if row["best"] else "",
+        ]
+        for row in rows
+    ]
+    return render.show_table(["study", "recipe", "data", "ended", "best"], lines)
+
+
+@app.command(no_args_is_help=True)
+def show(
+    trial: Annotated[
+        str, typer.Argument(metavar="TRIAL|RUN", help="A trial's number, STUDY/NUMBER, or an MLflow run id.")
+    ],
+    as_json: AsJson = False,
+) -> None:
+    """Show one trial: its configuration, epochs, attempts and files."""
+    from orchestrator import render, views
+
+    with open_record() as record:
+        study, number = views.find_trial(record, trial)
+        shown = views.trial_details(record, the_settings(), study, number)
+    if as_json:
+        return print_json(shown)
+    epochs, config, attempts = shown.pop("epochs"), shown.pop("config"), shown.pop("attempts")
+    shown["files"] = ", ".join(shown["files"])  # their hashes are in --json
+    render.show_pairs({name: value for name, value in shown.items() if value})
+    render.show_table(["field", "value"], list(config.items()))
+    render.show_table(["attempt", "worker", "state", "reason"], [[a or "" for a in row.values()] for row in attempts])
+    names = list(epochs[0]["metrics"]) if epochs else []
+    lines = [[epoch["number"], *(render.short(epoch["metrics"].get(name)) for name in names)] for epoch in epochs]
+    return render.show_table(["epoch", *names], lines)
+
+
+@app.command("compare")
+def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
+    """Rank the trials of a study: value, the parameters that differ, epochs, seconds, state."""
+    from orchestrator import compare, render
+
+    with open_record() as record:
+        row = one_study(record, study)
+        trials, epochs, run_ids = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
+        rows = compare.leaderboard(trials, epochs, run_ids, row.spec.get("space"))
+    if as_json:
+        return print_json(rows)
+    return render.show_leaderboard(rows)
+
+
+@app.command(no_args_is_help=True)
+def delete(
+    study: StudyName,
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Delete a study: its record, its files and its mirrored runs. Promoted versions stay."""
+    from orchestrator.recorded import delete as delete_study
+
+    settings = the_settings()
+    with open_record() as record:
+        num_trials = len(record.trials(record.study(study).id))
+    with contextlib.suppress(typer.Abort):  # nobody is there to answer
+        yes = yes or typer.confirm(f"Delete {study} with {num_trials} trials?", err=True)
+    if not yes:
+        raise UsageError(f"{study} was not deleted")
+    delete_study(settings, study)
+    if as_json:
+        return print_json({"study": study, "trials": num_trials, "deleted": True})
+    return print(f"{study} is deleted")
+
+
+@app.command()
+def sync(study: AnyStudy = "") -> None:
+    """Bring MLflow, the Optuna storage and TensorBoard up to the record."""
+    from orchestrator.mirror import sync as sync_mirrors
+
+    with open_record() as record:
+        name = record.study(study).name if study else None
+    for target, applied in sync_mirrors(the_settings(), name).items():
+        print(f"{target}: {applied} change(s) applied")
+
+
+@app.command()
+def ui(port: Annotated[int, typer.Option(help="First of three ports.")] = 5000) -> None:
+    """Start MLflow's UI, optuna-dashboard and TensorBoard on this machine only; Ctrl-C stops them."""
+    from orchestrator.dashboards import ui as run_dashboards
+
+    run_dashboards(the_settings(), port)

@@ -1,0 +1,102 @@
+"""Commands that train: sweep, train, resume."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+from orchestrator.cli.shared import Keys, MoreKeys, StudyName, app, open_record, the_settings
+from orchestrator.errors import EXIT_TRIALS_FAILED
+
+if TYPE_CHECKING:
+    import contextlib
+
+    from orchestrator.forkserver import ForkServer
+    from orchestrator.study import Study
+
+NUM_SHOWN = 10
+
+
+@app.command(no_args_is_help=True)
+def sweep(keys: Keys) -> None:
+    """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
+
+    Study keys: recipe, data, trials, workers, timeout, seed, split_seed, study, sampler (auto, tpe, gp, cmaes, qmc,
+    nsga2, grid, random), pruner (asha, asha-pause, median, hyperband, none, …), export (top:K, best, all, none),
+    retries, executor (local, inline); what is tried first: default_first, enqueue (FILE), warm_start (STUDY).
+
+    Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
+    optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).
+
+    The same command again goes on where it stopped, and trains nothing twice.
+    """
+    with _workers() as server:
+        from orchestrator import study as studies
+
+        _run(studies.load(_with_weights(keys)), server)
+
+
+@app.command(no_args_is_help=True)
+def train(keys: Keys) -> None:
+    """Train one configuration, recorded like a sweep: orch train recipe=cnn lr=3e-3"""
+    with _workers() as server:
+        from orchestrator import study as studies
+
+        _run(studies.load(_with_weights(keys), single=True), server)
+
+
+@app.command(no_args_is_help=True)
+def resume(
+    study: StudyName,
+    keys: MoreKeys = None,
+) -> None:
+    """Finish a study that was stopped or killed; trials=, workers=, timeout= and the like may change."""
+    with _workers() as server:
+        from orchestrator import study as studies
+        from orchestrator.recorded import from_record
+
+        with open_record() as record:
+            recorded = from_record(record.study(study))
+        studies.check_unchanged(recorded)
+        _run(studies.change_budget(recorded, keys or []), server, resume=True)
+
+
+def _workers() -> contextlib.AbstractContextManager[ForkServer | None]:
+    """The process that workers are forked from: it imports torch beside this one, which has the study to read."""
+    from orchestrator.forkserver import worker_server
+
+    return worker_server()
+
+
+def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> None:
+    from orchestrator import live, render, views
+    from orchestrator import sweep as sweeps
+
+    settings = the_settings()
+    with live.monitor() as monitor:
+        outcome = sweeps.run(study, settings, monitor, server, resume=resume)
+    with open_record() as record:
+        summary = views.summarise(record, settings, outcome.study)
+    if outcome.was_complete:
+        more = "its space has no other configurations" if outcome.used_up else "a larger trials= extends it"
+        print(f"study {study.name} is complete: {len(summary.rows)} trials; {more}")
+    render.show_leaderboard(summary.rows, limit=NUM_SHOWN)
+    for line in summary.lines(outcome):
+        print(line)
+    if summary.num_broken:
+        sys.exit(EXIT_TRIALS_FAILED)
+
+
+def _with_weights(keys: list[str]) -> list[str]:
+    """Put the weights file of a promoted model in place of `init=models:/NAME@ALIAS`: recipes know no registry."""
+    if not any(key.startswith("init=models:/") for key in keys):
+        return keys
+    from orchestrator.models import resolve_weights
+
+    prefix = "init="
+    return [
+        f"{prefix}'{resolve_weights(the_settings(), key.removeprefix(prefix))}'"
+        if key.startswith("init=models:/")
+        else key
+        for key in keys
+    ]
