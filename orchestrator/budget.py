@@ -14,7 +14,7 @@ from orchestrator.points import MAX_COUNTED, num_values, plain_ranges
 from recipes.config import Part
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterable
 
     from orchestrator.space import Space
 
@@ -30,10 +30,19 @@ class Budget(Part):
     workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
     executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
+    max_epochs_total: int = Field(0, ge=0, description="stop after so many epochs of all trials; 0 is never")
+    max_failures: int = Field(0, ge=0, description="stop when so many trials failed by an error; 0 is never")
+    target: float | None = Field(None, description="stop when a trial has ended at least as well; none is never")
+    patience: int = Field(0, ge=0, description="stop when so many trials in a row were no better; 0 is never")
     sampler: SamplerName = Field("auto", description="how parameters are drawn; auto is gp or tpe")
     pruner: str = Field("asha", description="which trials are stopped early, or paused")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
+
+    @property
+    def has_limits(self) -> bool:
+        """Whether the study may end before all trials are done, but for the time."""
+        return bool(self.max_epochs_total or self.max_failures or self.patience or self.target is not None)
 
     @property
     def num_exports(self) -> int:
@@ -43,6 +52,8 @@ class Budget(Part):
         return {"best": 1, "all": self.trials, "none": 0}[self.export]
 
 
+# Keys that a later command may add to, as in trials=+50.
+COUNTS = ("trials", "max_epochs_total")
 # Study key -> field.
 BUDGET_KEYS = {"timeout" if name == "timeout_seconds" else name: name for name in Budget.model_fields}
 
@@ -59,13 +70,19 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
             raise UsageError("trials belongs to `orch sweep`; `orch train` runs one")
         field, text = BUDGET_KEYS[key], overrides.split(typed.pop(key))[1]
         try:
-            changed[field] = _READERS.get(key, str)(text)
+            changed[field] = _READERS.get(key, str)(_added(text, start, field) if key in COUNTS else text)
             Budget.model_validate({field: changed[field]})
         except ValidationError as error:
             raise refused(key, text, error.errors()[0]) from error
         except ValueError as error:
             raise UsageError(f"{key}={text}: {error}") from error
     return Budget.model_validate({**(start or Budget()).model_dump(), **changed})
+
+
+def describe(budget: Budget, keys: Iterable[str]) -> str:
+    """The values of some study keys, as one would type them."""
+    values = {key: getattr(budget, BUDGET_KEYS[key]) for key in keys}
+    return ", ".join(f"{key}={value}{'s' if key == 'timeout' else ''}" for key, value in values.items())
 
 
 def sampler_of(budget: Budget, space: Space) -> str:
@@ -93,6 +110,15 @@ def check_sampler(budget: Budget, space: Space) -> None:
             raise UsageError(f"sampler=grid: {size} configurations; at most {MAX_COUNTED} are laid out")
     if sampler == "cmaes" and not plain_ranges(space):
         raise UsageError("sampler=cmaes needs a range that is searched in every trial; here there is none")
+
+
+def _added(text: str, start: Budget | None, field: str) -> str:
+    """A count, where `+50` is fifty more than in the budget so far."""
+    if not re.fullmatch(r"\+\d+", text):
+        return text
+    if start is None:
+        raise ValueError("there is nothing to add to yet; `orch extend STUDY trials=+50` adds to a study")
+    return str(getattr(start, field) + int(text))
 
 
 def _read_workers(text: str) -> Any:

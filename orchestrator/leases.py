@@ -73,6 +73,24 @@ class Holding:
                 continue  # a database that restarts; the token decides whether this holder still counts
 
 
+def study_lease(study: str) -> str:
+    """The name of the lease of who may write a study."""
+    return f"study:{study}"
+
+
+def holder_of(record: Record, name: str) -> dict[str, Any] | None:
+    """The process that holds a lease, as far as can be seen from here: host, pid, and `paused` if it is."""
+    with record.read() as session:
+        row = session.get(LeaseRow, name)
+    return None if row is None or _is_gone(row.holder) else row.holder
+
+
+def mark_paused(record: Record, lease: Lease, *, paused: bool) -> None:
+    """Let others see that the holder of a lease does nothing but wait, or no longer."""
+    with record.write(lease) as session:
+        session.execute(_mine(lease).values(holder={**_this_process(), "paused": paused}))
+
+
 def _mine(lease: Lease) -> Any:
     return update(LeaseRow).where(LeaseRow.name == lease.name, LeaseRow.token == lease.token)
 

@@ -134,7 +134,10 @@ class LiveMonitor:
         self._slot_of: dict[int, str] = {}
 
     def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
-        """Draw a line for each slot."""
+        """Draw a line for each slot; those of former workers go."""
+        for task in self._task_of.values():
+            self._bars.remove_task(task)
+        self._task_of.clear()
         self._tally = Tally(study, len(slots), trials)
         self._max_epochs = study.max_epochs
         self.note(_headline(study, slots))

@@ -42,5 +42,6 @@ class Outcome:
     study: tables.Study
     was_complete: bool  # nothing was left to do
     used_up: bool = False  # the space has no other configurations
+    limit: str = ""  # of the budget, which ended the study before its trials were all done
     timed_out: bool
     mirror_lag: int  # changes that the mirrors still lack

@@ -18,7 +18,7 @@ from orchestrator import compare, ledger, worker
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UsageError
 from orchestrator.executors import Exported, ExportSpec
 from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
-from orchestrator.leases import Holding
+from orchestrator.leases import Holding, study_lease
 from orchestrator.models import accepted_attempt, check_hash, file_of
 from orchestrator.registry import Registry
 from orchestrator.store import Record
@@ -225,7 +225,7 @@ class _Promotion:
 
     def _export(self) -> Export:
         """Write the ONNX file that the sweep did not write."""
-        with Holding(self._record, f"study:{self._study.name}") as lease:
+        with Holding(self._record, study_lease(self._study.name)) as lease:
             port = _Port()
             spec = ExportSpec(
                 study=self._study.name,

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import provenance, starts, tables
 from orchestrator.errors import UsageError
-from orchestrator.leases import Holding, Lease
+from orchestrator.leases import Holding, Lease, study_lease
 from orchestrator.store import Record
 from orchestrator.study import Study, differences
 
@@ -91,7 +91,7 @@ def delete(settings: Settings, name: str) -> None:
     record = Record.open(settings.record_url)
     try:
         row = record.study(name)
-        with Holding(record, f"study:{name}") as lease:
+        with Holding(record, study_lease(name)) as lease:
             mirror.remove(settings, name)
             record.delete_study(lease, row.id)
             for folder in (settings.study_folder(name), settings.logs / name):

@@ -30,6 +30,10 @@ class Signals:
         for number, handler in self._former.items():
             signal.signal(number, handler)
 
+    def stop(self) -> None:
+        """Have the run end as by a SIGTERM."""
+        self.received = self.received or signal.SIGTERM
+
     def check(self, study: str) -> None:
         """End the run of `study` here if a signal came.
 

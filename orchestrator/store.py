@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sqlalchemy import create_engine, delete, event, func, make_url, select
+from sqlalchemy import create_engine, delete, event, func, make_url, select, text
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -26,6 +26,7 @@ from orchestrator.tables import (
     Base,
     Change,
     ChangeRow,
+    Command,
     Cursor,
     Epoch,
     Export,
@@ -48,7 +49,9 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
+# What brings a record of an older version to the next, but for tables that it lacks.
+_MIGRATIONS = {1: "ALTER TABLE trials ADD COLUMN confirms INTEGER"}
 _CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
 BUSY_SECONDS = 120  # a backup or a virus scanner may hold the file for a minute; waiting loses nothing
 RESTART_SECONDS = 120  # that a server which was there may be away
@@ -128,6 +131,7 @@ class Record:
                 if not create:
                     raise UsageError("no study has been recorded yet; start one with `orch sweep`")
                 self._create_tables(session)
+            self._migrate(session)
             meta = session.get(Meta, "schema_version")
         found = meta.value if meta else "none"
         if found != str(SCHEMA_VERSION):
@@ -140,6 +144,15 @@ class Record:
             session.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
         Base.metadata.create_all(session.connection())
         session.merge(Meta(key="schema_version", value=str(SCHEMA_VERSION)))
+
+    def _migrate(self, session: Session) -> None:
+        """Bring an older record up to date, in the transaction that found it so."""
+        meta = session.get(Meta, "schema_version", with_for_update=True)
+        while meta is not None and meta.value.isdecimal() and int(meta.value) in _MIGRATIONS:
+            session.execute(text(_MIGRATIONS[int(meta.value)]))
+            Base.metadata.create_all(session.connection())
+            meta.value = str(int(meta.value) + 1)
+            session.flush()
 
     def close(self) -> None:
         """Give all connections back."""
@@ -263,6 +276,19 @@ class Record:
         with self.read() as session:
             runs = session.scalars(select(MirrorRun).where(MirrorRun.study_id == study_id))
             return {run.trial: run.run_id for run in runs}
+
+    @_through_restarts
+    def commands(self, study_id: int) -> Sequence[Command]:
+        """What is asked of the process that runs a study and is not answered, the oldest first."""
+        query = select(Command).where(Command.study_id == study_id, Command.answer.is_(None)).order_by(Command.id)
+        with self.read() as session:
+            return session.scalars(query).all()
+
+    @_through_restarts
+    def answer(self, command_id: int) -> str | None:
+        """What came of a command, or None while nothing has."""
+        with self.read() as session:
+            return session.scalar(select(Command.answer).where(Command.id == command_id))
 
     @_through_restarts
     def changes(self, study_id: int, after: int, limit: int = 1000) -> Sequence[ChangeRow]:
@@ -404,6 +430,38 @@ class Record:
             session.merge(export)
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.EXPORT, trial=trial.number))
 
+    def add_command(self, study_id: int, kind: str, arguments: dict[str, Any]) -> int:
+        """Ask something of the process that runs a study; return the command's id."""
+        command = Command(study_id=study_id, kind=kind, arguments=arguments, issued_at=time.time())
+        with self.write() as session:
+            session.add(command)
+            session.flush()
+            return command.id
+
+    def withdraw_command(self, command_id: int) -> None:
+        """Take back a command that nobody answers."""
+        with self.write() as session:
+            session.execute(delete(Command).where(Command.id == command_id, Command.answer.is_(None)))
+
+    @_through_restarts
+    def answer_command(self, lease: Lease, command_id: int, answer: str) -> None:
+        """Write what came of a command."""
+        with self.write(lease) as session:
+            session.get_one(Command, command_id).answer = answer
+
+    @_through_restarts
+    def retry_failed(self, lease: Lease, study_id: int, numbers: Sequence[int] = ()) -> list[int]:
+        """Let trials wait again that failed for good, those of `numbers` or all; return which."""
+        with self.write(lease) as session:
+            failed = select(Trial).where(Trial.study_id == study_id, Trial.state == State.FAILED)
+            if numbers:
+                failed = failed.where(Trial.number.in_(numbers))
+            trials = session.scalars(failed.order_by(Trial.number)).all()
+            for trial in trials:
+                trial.state, trial.reason, trial.message, trial.ended_at = State.WAITING, None, None, None
+                session.add(ChangeRow(study_id=study_id, kind=Change.TRIAL, trial=trial.number))
+            return [trial.number for trial in trials]
+
     @_through_restarts
     def requeue_running(self, lease: Lease, study_id: int) -> int:
         """Take up what an earlier coordinator left: its running trials wait again, and no retry is spent."""
@@ -425,7 +483,7 @@ class Record:
             numbers = select(Trial.id).where(Trial.study_id == study_id).scalar_subquery()
             for of_trial in (Epoch, Attempt, Export):
                 session.execute(delete(of_trial).where(of_trial.trial_id.in_(numbers)))
-            for of_study in (Trial, ChangeRow, Cursor, MirrorRun):
+            for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun):
                 session.execute(delete(of_study).where(of_study.study_id == study_id))
             session.execute(delete(Study).where(Study.id == study_id))
 

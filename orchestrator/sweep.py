@@ -12,10 +12,10 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import compare, pruning, recorded, tables
-from orchestrator.errors import UnavailableError
+from orchestrator import compare, control, limits, pruning, recorded, tables
+from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
     EpochEnded,
     Event,
@@ -29,21 +29,24 @@ from orchestrator.executors import (
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, visible_gpus
 from orchestrator.leaders import Leaders
-from orchestrator.leases import Holding, Lease
+from orchestrator.leases import Holding, Lease, mark_paused, study_lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
 from orchestrator.pruning import AshaPause
 from orchestrator.search import Search
 from orchestrator.signals import Signals
 from orchestrator.store import Record
-from orchestrator.study import Study, feasible
+from orchestrator.study import Study, change_budget, feasible
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
 from recipes.device import choose_device
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
+    from orchestrator.limits import Limit
     from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
 
@@ -71,7 +74,7 @@ def run(
         recorded.check_identity(row, study)
         if row is None and study.warm_start:
             study = recorded.with_known(record, study, monitor)
-        with Holding(record, f"study:{study.name}") as lease, Signals() as signals:
+        with Holding(record, study_lease(study.name)) as lease, Signals() as signals:
             row = recorded.write(record, lease, study)
             return _Coordinator(recorded.from_record(row), row, settings, record, lease, monitor, signals, server).run()
     finally:
@@ -92,38 +95,62 @@ class _Coordinator:
         signals: Signals,
         server: ForkServer | None,
     ) -> None:
-        self._study, self._row, self._settings = study, row, settings
+        self._row, self._settings = row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server = server
-        self._leaders = Leaders(study, row, settings, record, lease, monitor)
-        self._pruner = pruning.make(study.budget.pruner)
-        self._search = self._new_search()
         self._search_is_stale = False
         self._trials: dict[int, tables.Trial] = {}
         self._epochs: dict[int, list[tables.Epoch]] = {}
         self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value
         self._decision_epochs: dict[int, tuple[int, ...]] = {}  # trial -> where its worker waits for a decision
-        self._deadline = time.monotonic() + study.budget.timeout_seconds if study.budget.timeout_seconds else None
+        self._started_at = time.monotonic()
+        self._wants: Literal["go on", "pause", "begin anew"] = "go on"  # what commands make of this run
+        self._looked_at = 0.0  # when commands were last looked for
+        self._set_out(study)
+
+    def _set_out(self, study: Study) -> None:
+        """Take a study as it is from now on."""
+        self._study = study
+        self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
+        self._pruner = pruning.make(study.budget.pruner)
+        self._search = self._new_search()
 
     def run(self) -> Outcome:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
         self._take_up()
-        if self._is_complete() and not self._leaders.missing(self._trials.values(), self._epochs):
+        if self._has_ended() and not self._missing_exports():
             return self._outcome(was_complete=True, lag=0)
+        with MirrorProcess(self._study.name, self._settings, self._monitor) as mirror:
+            while not self._did_all(mirror):
+                self._signals.at_second = [mirror.kill]
+                self._trials = {trial.number: trial for trial in self._record.trials(self._row.id)}
+                if self._wants == "pause":
+                    self._wait(mirror)
+                self._wants = "go on"
+            return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
+
+    def _did_all(self, mirror: MirrorProcess) -> bool:
+        """Train and export on new workers; whether that came to an end, or a command wants it otherwise."""
         with ExitStack() as stack:
             stack.callback(self._let_go)
             executor = self._start_executor()
             stack.callback(executor.close)
-            self._signals.at_second.append(executor.close)
-            mirror = stack.enter_context(MirrorProcess(self._study.name, self._settings, self._monitor))
-            self._signals.at_second.append(mirror.kill)
+            self._signals.at_second = [mirror.kill, executor.close]
             self._monitor.started(self._study, executor.slots, list(self._trials.values()))
             self._train(executor, mirror)
-            self._tell_if_used_up()
-            if self._is_complete():
-                missing = self._leaders.missing(self._trials.values(), self._epochs)
-                self._leaders.export(missing, executor, lambda: self._events(executor, mirror))
-            return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
+            if self._wants == "go on" and self._has_ended():
+                self._tell_if_used_up()
+                self._leaders.export(self._missing_exports(), executor, lambda: self._events(executor, mirror))
+            return self._wants == "go on"
+
+    def _wait(self, mirror: MirrorProcess) -> None:
+        """Hold the lease and nothing else until a command says otherwise."""
+        self._monitor.note(f"paused; `orch resume {self._study.name}` lets it go on, and nothing is lost meanwhile")
+        mark_paused(self._record, self._lease, paused=True)
+        while self._wants == "pause":
+            time.sleep(POLL_SECONDS)
+            self._look_around(mirror)
+        mark_paused(self._record, self._lease, paused=False)
 
     # -- what there is
 
@@ -159,6 +186,22 @@ class _Coordinator:
         """Whether there are trials to draw: no configuration is run twice, and some spaces have but few."""
         return len(self._trials) < self._study.budget.trials and not self._search.used_up
 
+    def _limit(self) -> Limit | None:
+        """The limit of the budget that is reached."""
+        budget = self._study.budget
+        if not budget.has_limits:
+            return None
+        num_epochs = sum(map(len, self._epochs.values()))
+        return limits.reached(budget, self._trials.values(), num_epochs, self._study.objective)
+
+    def _has_ended(self) -> bool:
+        """Whether there is a result: all trials have ended, or enough of them."""
+        limit = self._limit()
+        return self._is_complete() or (limit is not None and limit.ends_well)
+
+    def _missing_exports(self) -> list[tables.Trial]:
+        return self._leaders.missing(self._trials.values(), self._epochs)
+
     def _is_complete(self) -> bool:
         return not self._wants_more() and all(t.state.finished for t in self._trials.values())
 
@@ -168,11 +211,13 @@ class _Coordinator:
             self._monitor.note(f"{few}, fewer than trials={self._study.budget.trials}; each is run once")
 
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
+        limit = None if self._is_complete() else self._limit()
         return Outcome(
             study=self._row,
             was_complete=was_complete,
             used_up=self._search.used_up,
-            timed_out=not self._is_complete(),
+            limit=limit.reason if limit else "",
+            timed_out=not self._has_ended(),
             mirror_lag=lag,
         )
 
@@ -191,8 +236,12 @@ class _Coordinator:
 
     def _train(self, executor: Executor, mirror: MirrorProcess) -> None:
         while not self._is_complete():
-            if self._deadline is not None and time.monotonic() >= self._deadline:
+            seconds = self._study.budget.timeout_seconds
+            if seconds and time.monotonic() - self._started_at >= seconds:
                 self._monitor.note("time is up; what is not finished waits for the next run")
+                return
+            if limit := self._limit():
+                self._monitor.note(f"{limit.reason}; what is not finished waits")
                 return
             self._fill(executor)
             if not self._in_state(State.RUNNING):  # then all slots are free, and there is nothing to send to them
@@ -200,14 +249,75 @@ class _Coordinator:
                 return
             for event in self._events(executor, mirror):
                 self._handle(event, executor)
+                if self._limit():
+                    break  # what workers said after it is in their checkpoints
+            if self._wants != "go on":
+                return
 
     def _events(self, executor: Executor, mirror: MirrorProcess) -> list[Event]:
-        """The next events; a signal ends the run here, between two transactions."""
+        """The next events; a signal or a command to stop ends the run here, between two transactions."""
         events = executor.events(POLL_SECONDS)
+        self._look_around(mirror)
+        return events
+
+    def _look_around(self, mirror: MirrorProcess) -> None:
+        """See to all that is not training: commands, signals, the mirror, the display."""
+        if time.monotonic() - self._looked_at >= POLL_SECONDS:
+            self._looked_at = time.monotonic()
+            for command in self._record.commands(self._row.id):
+                self._record.answer_command(self._lease, command.id, self._obey(command))
         self._signals.check(self._study.name)
         mirror.keep_alive()
         self._monitor.tick()
-        return events
+
+    # -- commands of other terminals
+
+    def _obey(self, command: tables.Command) -> str:
+        """Do what a command says, or see to its being done soon; return what to tell who gave it."""
+        match command.kind:
+            case "stop":
+                self._signals.stop()
+                return f"stopped; `orch resume {self._study.name}` goes on with it"
+            case "pause":
+                self._wants = "pause"
+                return f"paused; `orch resume {self._study.name}` lets it go on"
+            case "resume":
+                self._wants = "begin anew"
+                return "it goes on"
+            case "set":
+                return self._change(command.arguments["keys"])
+            case "retry":
+                numbers = self._record.retry_failed(self._lease, self._row.id, command.arguments["numbers"])
+                for number in numbers:
+                    self._refresh(number)
+                self._begin_anew_if_idle()
+                return control.told_retried(numbers)
+        raise AssertionError(f"no such command: {command.kind}")
+
+    def _begin_anew_if_idle(self) -> None:
+        """Train again if what a command brought came while the leaders were exported."""
+        if self._wants == "go on" and not self._in_state(State.RUNNING):
+            self._wants = "begin anew"
+
+    def _change(self, keys: Sequence[str]) -> str:
+        """Go on with another budget; if that concerns the workers, on new ones."""
+        former = self._study.budget
+        try:
+            study = change_budget(self._study, keys)
+        except UsageError as error:  # between who asked and now it has changed otherwise
+            return str(error)
+        self._row = recorded.write(self._record, self._lease, study)
+        self._set_out(study)
+        self._search.restore(list(self._trials.values()), self._epochs)
+        if self._wants == "go on" and (study.budget.workers, study.budget.executor) != (
+            former.workers,
+            former.executor,
+        ):
+            self._wants = "begin anew"
+        self._begin_anew_if_idle()
+        told = control.told_changed(study.budget, keys)
+        self._monitor.note(told)
+        return told
 
     def _fill(self, executor: Executor) -> None:
         """Send trials to free slots."""

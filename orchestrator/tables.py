@@ -103,6 +103,7 @@ class Trial(Base):
     params: Mapped[dict[str, Any]]  # the searched fields
     config: Mapped[dict[str, Any]]  # every field, flat
     threads: Mapped[int]  # part of the bits, so kept over all attempts
+    confirms: Mapped[int | None]  # number of the trial whose configuration it repeats with another seed
     # The objective (val_accuracy, where images have classes) of the best epoch; before a trial has ended, of the best
     # up to where it was last paused, if it was.
     value: Mapped[float | None]
@@ -175,6 +176,18 @@ class Promotion(Base):
     recorded_at: Mapped[float]
 
 
+class Command(Base):
+    """What another process asks of the one that runs a study."""
+
+    __tablename__ = "commands"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    study_id: Mapped[int]
+    kind: Mapped[str] = mapped_column(String(16))  # stop, pause, resume, set, retry
+    arguments: Mapped[dict[str, Any]]
+    issued_at: Mapped[float]
+    answer: Mapped[str | None]  # one line; None until it is carried out
+
+
 class LeaseRow(Base):
     """Who may write what `name` stands for; see `orchestrator.leases`."""
 
@@ -182,7 +195,7 @@ class LeaseRow(Base):
     name: Mapped[str] = mapped_column(String(MAX_NAME_LENGTH + 32), primary_key=True)
     token: Mapped[int]  # grows with each holder
     counter: Mapped[int]  # grows while the holder lives
-    holder: Mapped[dict[str, Any] | None]  # host, boot, pid, started; None when released
+    holder: Mapped[dict[str, Any] | None]  # host, boot, pid, started, and paused if it is; None when released
 
 
 class ChangeRow(Base):

@@ -10,6 +10,7 @@ from sqlalchemy import select
 
 from orchestrator import compare
 from orchestrator.errors import UnknownNameError, UsageError
+from orchestrator.leases import holder_of, study_lease
 from orchestrator.tables import MirrorRun, Reason, State, Study
 from recipes.speed import SPEED_METRICS
 
@@ -64,6 +65,16 @@ def summarise(record: Record, settings: Settings, study: Study) -> Summary:
         max_difference=export.max_difference if export else None,
         num_broken=sum(t.state is State.FAILED and t.reason in {Reason.ERROR, Reason.LOST} for t in trials),
     )
+
+
+def status(record: Record, study: Study) -> dict[str, Any]:
+    """How a study stands, and which process runs it: `process` is None, or its host, its pid and whether it waits."""
+    holder = holder_of(record, study_lease(study.name))
+    trials, epochs, run_ids = record.trials(study.id), record.epochs(study.id), record.run_ids(study.id)
+    return {
+        **compare.status(study, trials, epochs, run_ids),
+        "process": holder and {"host": holder["host"], "pid": holder["pid"], "paused": holder.get("paused", False)},
+    }
 
 
 def find_trial(record: Record, reference: str) -> tuple[Study, int]:

@@ -9,6 +9,7 @@ import sys
 # In the order in which --help lists their commands.
 # isort: off
 from orchestrator.cli import running  # noqa: F401
+from orchestrator.cli import controlling  # noqa: F401
 from orchestrator.cli import records  # noqa: F401
 from orchestrator.cli import models  # noqa: F401
 from orchestrator.cli import catalogues  # noqa: F401

@@ -14,27 +14,25 @@ from orchestrator.errors import UsageError
 @app.command()
 def status(study: AnyStudy = "", as_json: AsJson = False) -> None:
     """Show how far a study is, and its best trial."""
-    from orchestrator import compare, render
+    from orchestrator import render, views
 
     with open_record() as record:
-        row = one_study(record, study)
-        shown = compare.status(row, record.trials(row.id), record.epochs(row.id), record.run_ids(row.id))
+        shown = views.status(record, one_study(record, study))
     if as_json:
         return print_json(shown)
     states = {state: count for state, count in shown["states"].items() if count}
-    return render.show_pairs({**shown, "states": states})
+    process = shown.pop("process")
+    runs = "{pid} on {host}".format_map(process) + (", paused" if process["paused"] else "") if process else "none"
+    return render.show_pairs({**shown, "states": states, "process": runs})
 
 
 @app.command()
 def ls(as_json: AsJson = False) -> None:
     """List all studies."""
-    from orchestrator import compare, render
+    from orchestrator import render, views
 
     with open_record() as record:
-        rows = [
-            compare.status(row, record.trials(row.id), record.epochs(row.id), record.run_ids(row.id))
-            for row in record.studies()
-        ]
+        rows = [views.status(record, row) for row in record.studies()]
     if as_json:
         return print_json(rows)
     lines = [

@@ -6,7 +6,7 @@ import sys
 from typing import TYPE_CHECKING
 
 from orchestrator.cli.shared import Keys, MoreKeys, StudyName, app, open_record, the_settings
-from orchestrator.errors import EXIT_TRIALS_FAILED
+from orchestrator.errors import EXIT_TRIALS_FAILED, printable
 
 if TYPE_CHECKING:
     import contextlib
@@ -21,9 +21,10 @@ NUM_SHOWN = 10
 def sweep(keys: Keys) -> None:
     """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
 
-    Study keys: recipe, data, trials, workers, timeout, seed, split_seed, study, sampler (auto, tpe, gp, cmaes, qmc,
-    nsga2, grid, random), pruner (asha, asha-pause, median, hyperband, none, …), export (top:K, best, all, none),
-    retries, executor (local, inline); what is tried first: default_first, enqueue (FILE), warm_start (STUDY).
+    What: recipe, data, split_seed, seed, study (its name). How: sampler (auto, tpe, gp, cmaes, qmc, nsga2, grid,
+    random), pruner (asha, asha-pause, median, hyperband, none, …), default_first, enqueue (FILE), warm_start (STUDY).
+    Where: executor (local, inline), workers. Until: trials, timeout (as in 2h), max_epochs_total, max_failures, target,
+    patience. Then: export (top:K, best, all, none). A trial that fails by an error is tried again: retries.
 
     Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
     optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).
@@ -50,15 +51,18 @@ def resume(
     study: StudyName,
     keys: MoreKeys = None,
 ) -> None:
-    """Finish a study that was stopped or killed; trials=, workers=, timeout= and the like may change."""
+    """Finish a study that was stopped, killed or paused; trials=, workers=, timeout= and the like may change."""
     with _workers() as server:
+        from orchestrator import control
         from orchestrator import study as studies
         from orchestrator.recorded import from_record
 
         with open_record() as record:
+            if (told := control.go_on(record, study, keys or [])) is not None:
+                return print(printable(told))
             recorded = from_record(record.study(study))
         studies.check_unchanged(recorded)
-        _run(studies.change_budget(recorded, keys or []), server, resume=True)
+        return _run(studies.change_budget(recorded, keys or []), server, resume=True)
 
 
 def _workers() -> contextlib.AbstractContextManager[ForkServer | None]:
@@ -77,7 +81,9 @@ def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> No
         outcome = sweeps.run(study, settings, monitor, server, resume=resume)
     with open_record() as record:
         summary = views.summarise(record, settings, outcome.study)
-    if outcome.was_complete:
+    if outcome.was_complete and outcome.limit:
+        print(printable(f"study {study.name} has ended: {outcome.limit}"))
+    elif outcome.was_complete:
         more = "its space has no other configurations" if outcome.used_up else "a larger trials= extends it"
         print(f"study {study.name} is complete: {len(summary.rows)} trials; {more}")
     render.show_leaderboard(summary.rows, limit=NUM_SHOWN)

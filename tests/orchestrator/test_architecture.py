@@ -15,14 +15,14 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
     {"cli"},
-    {"cli.running", "cli.records", "cli.models", "cli.catalogues"},
+    {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
     {"live", "render", "dashboards", "views"},
     {"exports"},
-    {"sweep", "recorded", "mirror", "promote", "evaluate", "check"},
+    {"sweep", "control", "recorded", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
-    {"leaders"},
+    {"leaders", "limits"},
     {"models", "mirror_process"},
     {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "provenance", "worker"},
@@ -51,7 +51,7 @@ THIRD_PARTY = {
     "hydra": {"overrides"},
     "ruamel": {"study_files"},
     "rich": {"live", "render"},
-    "typer": {"cli.records", "cli.models", "cli.catalogues", "cli.shared"},
+    "typer": {"cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
 }
 
 

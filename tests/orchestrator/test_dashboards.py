@@ -86,7 +86,7 @@ def test_ui_shows_the_study_to_loopback_only_and_ends_whole(orch):
         below = descendants(process.pid)
         assert len(below) >= 4, "three children, and the server below MLflow's"
         process.send_signal(signal.SIGINT)
-        assert process.wait(15) == 0
+        assert process.wait(60) == 0
         wait_until_gone(below, 1)
         assert not any(is_open(port + page) for page in range(3))
 

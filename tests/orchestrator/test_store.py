@@ -12,7 +12,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 
 import pytest
-from sqlalchemy import event, func, select
+from sqlalchemy import event, func, select, text
 
 from orchestrator import store
 from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
@@ -27,6 +27,7 @@ from orchestrator.tables import (
     Epoch,
     Export,
     LeaseRow,
+    Meta,
     MirrorRun,
     Promotion,
     Reason,
@@ -110,6 +111,28 @@ def test_record_of_another_version_is_refused_untouched(record_url, tmp_path):
         with pytest.raises(UnavailableError, match=f"schema version {SCHEMA_VERSION + 1}; this orch reads"):
             Record.open(record_url, create=create)
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
+
+
+def test_record_of_the_first_version_is_brought_up_to_date_with_all_it_holds(record_url):
+    with closing(Record.open(record_url, create=True)) as record:
+        with record.write() as session:
+            session.add(LeaseRow(name=LEASE.name, token=LEASE.token, counter=0, holder=None))
+        study = new_study(record)
+        new_trial(record, study)
+        with record.write() as session:
+            for statement in (
+                "ALTER TABLE trials DROP COLUMN confirms",
+                "DROP TABLE commands",
+                "UPDATE meta SET value=1",
+            ):
+                session.execute(text(statement))
+    with closing(Record.open(record_url)) as again:
+        (trial,) = again.trials(study.id)
+        assert (trial.number, trial.confirms) == (0, None)
+        again.add_command(study.id, "stop", {})
+        assert [command.kind for command in again.commands(study.id)] == ["stop"]
+        with again.read() as session:
+            assert session.get(Meta, "schema_version").value == str(SCHEMA_VERSION)
 
 
 @pytest.mark.parametrize(
