@@ -32,6 +32,7 @@ from orchestrator.executors import (
     TrialFailed,
     TrialPaused,
     TrialSpec,
+    begins,
     decode,
     encode,
 )
@@ -67,6 +68,7 @@ class Port(Protocol):
 
 def run(job: Job, port: Port) -> None:
     """Do a job and report all that happens, its failure too."""
+    log.info("%s%s", "training" if isinstance(job, TrialSpec) else "export", begins(job.study, job.trial, job.attempt))
     if isinstance(job, ExportSpec):
         port.send(_export(job))
         return

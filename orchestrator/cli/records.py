@@ -8,7 +8,11 @@ from typing import Annotated
 import typer
 
 from orchestrator.cli.shared import AnyStudy, AsJson, StudyName, app, one_study, open_record, print_json, the_settings
-from orchestrator.errors import UsageError
+from orchestrator.errors import UsageError, printable
+
+TrialReference = Annotated[
+    str, typer.Argument(metavar="TRIAL|RUN", help="A trial's number, STUDY/NUMBER, or an MLflow run id.")
+]
 
 
 @app.command()
@@ -50,9 +54,7 @@ def ls(as_json: AsJson = False) -> None:
 
 @app.command(no_args_is_help=True)
 def show(
-    trial: Annotated[
-        str, typer.Argument(metavar="TRIAL|RUN", help="A trial's number, STUDY/NUMBER, or an MLflow run id.")
-    ],
+    trial: TrialReference,
     as_json: AsJson = False,
 ) -> None:
     """Show one trial: its configuration, epochs, attempts and files."""
@@ -71,6 +73,21 @@ def show(
     names = list(epochs[0]["metrics"]) if epochs else []
     lines = [[epoch["number"], *(render.short(epoch["metrics"].get(name)) for name in names)] for epoch in epochs]
     return render.show_table(["epoch", *names], lines)
+
+
+@app.command(no_args_is_help=True)
+def logs(
+    trial: TrialReference,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on until the trial has ended.")] = False,
+) -> None:
+    """Print what the workers wrote while they trained a trial."""
+    from orchestrator import logs as worker_logs
+    from orchestrator import views
+
+    with open_record() as record:
+        study, number = views.find_trial(record, trial)
+        for line in worker_logs.lines(record, the_settings(), study, number, follow=follow):
+            print(printable(line), flush=True)
 
 
 @app.command("compare")

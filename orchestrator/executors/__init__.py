@@ -103,6 +103,14 @@ class Exported:
     error: str = ""
 
 
+BEGINS = " begins: trial "  # in the line of a worker's log with which a job begins
+
+
+def begins(study: str, trial: int, attempt: int) -> str:
+    """The end of that line."""
+    return f"{BEGINS}{trial} of {study}, attempt {attempt}"
+
+
 Event = EpochEnded | TrialEnded | TrialPaused | TrialFailed | Exported
 _TYPES: dict[str, type] = {
     kind.__name__: kind for kind in (TrialSpec, ExportSpec, EpochEnded, TrialEnded, TrialPaused, TrialFailed, Exported)

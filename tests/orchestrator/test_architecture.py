@@ -17,7 +17,7 @@ LAYERS = [
     {"cli"},
     {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
-    {"live", "render", "dashboards", "views"},
+    {"live", "render", "dashboards", "views", "logs"},
     {"exports"},
     {"sweep", "control", "recorded", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
