@@ -32,7 +32,8 @@ from orchestrator.leaders import Leaders
 from orchestrator.leases import Holding, Lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
-from orchestrator.pruning import AshaPause
+from orchestrator.pruning import AshaPause, Ladder, Rung
+from orchestrator.roster import Roster
 from orchestrator.search import Search
 from orchestrator.signals import Signals
 from orchestrator.store import Record
@@ -44,6 +45,7 @@ from recipes.device import choose_device
 if TYPE_CHECKING:
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
+    from orchestrator.mirror_process import MakeMirror, Mirror
     from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
 
@@ -52,11 +54,19 @@ MIRROR_SECONDS = 60.0  # how long the end of a sweep waits for MLflow before it 
 
 
 def run(
-    study: Study, settings: Settings, monitor: Monitor, server: ForkServer | None = None, *, resume: bool = False
+    study: Study,
+    settings: Settings,
+    monitor: Monitor,
+    server: ForkServer | None = None,
+    *,
+    resume: bool = False,
+    executor: Executor | None = None,
+    make_mirror: MakeMirror = MirrorProcess,
 ) -> Outcome:
     """Bring a study to its number of trials, whatever an earlier process left of it.
 
-    Local workers are forked from `server`; without one each is a new process that imports torch.
+    Local workers are forked from `server`; without one each is a new process that imports torch. An `executor` that is
+    given takes their place, and is closed at the end.
 
     Raises:
         UsageError: the study exists with another identity.
@@ -73,7 +83,9 @@ def run(
             study = recorded.with_known(record, study, monitor)
         with Holding(record, f"study:{study.name}") as lease, Signals() as signals:
             row = recorded.write(record, lease, study)
-            return _Coordinator(recorded.from_record(row), row, settings, record, lease, monitor, signals, server).run()
+            read = recorded.from_record(row)
+            parts = (record, lease, monitor, signals, server, executor, make_mirror)
+            return _Coordinator(read, row, settings, *parts).run()
     finally:
         record.close()
 
@@ -91,17 +103,20 @@ class _Coordinator:
         monitor: Monitor,
         signals: Signals,
         server: ForkServer | None,
+        executor: Executor | None,
+        make_mirror: MakeMirror,
     ) -> None:
         self._study, self._row, self._settings = study, row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
-        self._server = server
+        self._server, self._executor, self._make_mirror = server, executor, make_mirror
         self._leaders = Leaders(study, row, settings, record, lease, monitor)
         self._pruner = pruning.make(study.budget.pruner)
         self._search = self._new_search()
-        self._search_is_stale = False
-        self._trials: dict[int, tables.Trial] = {}
+        self._trials = Roster()
         self._epochs: dict[int, list[tables.Epoch]] = {}
-        self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value
+        self._rungs: dict[int, Rung[float]] = {}  # epoch -> trial -> value
+        self._ladder = Ladder()  # who may be promoted, where the pruner pauses
+        self._unhandled: dict[tuple[int, int], tables.Epoch] = {}  # trial and number -> on record, not yet judged
         self._decision_epochs: dict[int, tuple[int, ...]] = {}  # trial -> where its worker waits for a decision
         self._deadline = time.monotonic() + study.budget.timeout_seconds if study.budget.timeout_seconds else None
 
@@ -115,7 +130,7 @@ class _Coordinator:
             executor = self._start_executor()
             stack.callback(executor.close)
             self._signals.at_second.append(executor.close)
-            mirror = stack.enter_context(MirrorProcess(self._study.name, self._settings, self._monitor))
+            mirror = stack.enter_context(self._make_mirror(self._study.name, self._settings, self._monitor))
             self._signals.at_second.append(mirror.kill)
             self._monitor.started(self._study, executor.slots, list(self._trials.values()))
             self._train(executor, mirror)
@@ -131,11 +146,12 @@ class _Coordinator:
         left = self._record.requeue_running(self._lease, self._row.id)
         if left:
             self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
-        self._trials = {trial.number: trial for trial in self._record.trials(self._row.id)}
         self._epochs = self._record.epochs(self._row.id)
+        for trial in self._record.trials(self._row.id):
+            self._put(trial)
         for number, epochs in self._epochs.items():
             for epoch in epochs:
-                self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[self._study.objective]
+                self._rungs.setdefault(epoch.number, Rung()).add(number, epoch.metrics[self._study.objective])
         self._search.restore(list(self._trials.values()), self._epochs)
 
     def _new_search(self) -> Search:
@@ -160,7 +176,7 @@ class _Coordinator:
         return len(self._trials) < self._study.budget.trials and not self._search.used_up
 
     def _is_complete(self) -> bool:
-        return not self._wants_more() and all(t.state.finished for t in self._trials.values())
+        return self._trials.num_finished == len(self._trials) and not self._wants_more()
 
     def _tell_if_used_up(self) -> None:
         if self._is_complete() and len(self._trials) < self._study.budget.trials:
@@ -177,6 +193,8 @@ class _Coordinator:
         )
 
     def _start_executor(self) -> Executor:
+        if self._executor is not None:
+            return self._executor
         if self._study.budget.executor == "inline":
             return InlineExecutor(threads=num_cores())
         gpus = visible_gpus(str(self._study.fixed.get("device", "auto")))
@@ -189,19 +207,21 @@ class _Coordinator:
 
     # -- training
 
-    def _train(self, executor: Executor, mirror: MirrorProcess) -> None:
+    def _train(self, executor: Executor, mirror: Mirror) -> None:
         while not self._is_complete():
             if self._deadline is not None and time.monotonic() >= self._deadline:
                 self._monitor.note("time is up; what is not finished waits for the next run")
                 return
             self._fill(executor)
-            if not self._in_state(State.RUNNING):  # then all slots are free, and there is nothing to send to them
+            if not self._trials.count(State.RUNNING):  # then all slots are free, and there is nothing to send to them
                 self._prune_paused()
                 return
-            for event in self._events(executor, mirror):
+            events = self._events(executor, mirror)
+            self._record_epochs(events)
+            for event in events:
                 self._handle(event, executor)
 
-    def _events(self, executor: Executor, mirror: MirrorProcess) -> list[Event]:
+    def _events(self, executor: Executor, mirror: Mirror) -> list[Event]:
         """The next events; a signal ends the run here, between two transactions."""
         events = executor.events(POLL_SECONDS)
         self._signals.check(self._study.name)
@@ -219,43 +239,43 @@ class _Coordinator:
 
     def _next_trial(self, slot: Slot) -> tables.Trial | None:
         """A trial that waits, else one to promote, else a new one; None if there is nothing to do but wait."""
-        paused_by_another = [] if isinstance(self._pruner, AshaPause) else self._in_state(State.PAUSED)
-        if waiting := self._in_state(State.WAITING) or paused_by_another:
-            return waiting[0]
+        paused_by_another = None if isinstance(self._pruner, AshaPause) else self._trials.first(State.PAUSED)
+        if waiting := self._trials.first(State.WAITING) or paused_by_another:
+            return waiting
         if promoted := self._promoted():
             return promoted
         if self._wants_more():
             return self._new_trial(slot)
         # Rungs that stay too small for a promotion must not leave a study without a winner.
-        return None if self._in_state(State.RUNNING) else self._promoted(num_kept=1)
-
-    def _in_state(self, state: State) -> list[tables.Trial]:
-        return [trial for trial in self._trials.values() if trial.state is state]
+        return None if self._trials.count(State.RUNNING) else self._promoted(num_kept=1)
 
     def _promoted(self, num_kept: int = 0) -> tables.Trial | None:
-        """The paused trial that goes on next. One that failed stands in nobody's way."""
-        paused = {trial.number: len(self._epochs[trial.number]) for trial in self._in_state(State.PAUSED)}
-        if not paused or not isinstance(self._pruner, AshaPause):
+        """The paused trial that goes on next."""
+        if not isinstance(self._pruner, AshaPause):
             return None
-        ranks = {rung: self._ranks(rung) for rung in set(paused.values())}
-        number = self._pruner.promoted(paused, ranks, num_kept=num_kept)
+        number = self._pruner.first(self._ladder, num_kept=num_kept)
         return None if number is None else self._trials[number]
 
-    def _ranks(self, rung: int) -> dict[int, pruning.Rank]:
-        return {
-            number: (value, -self._epochs[number][rung - 1].metrics["val_loss"])
-            for number, value in self._rungs[rung].items()
-            if self._trials[number].state is not State.FAILED
-        }
+    def _put(self, trial: tables.Trial) -> None:
+        """Take in a trial as it is now, and its place on the ladder; one that failed stands in nobody's way."""
+        self._trials[trial.number] = trial
+        if not isinstance(self._pruner, AshaPause):
+            return
+        self._ladder.drop(trial.number)
+        epochs = self._epochs.get(trial.number, []) if trial.state is not State.FAILED else []
+        for epoch in epochs:
+            self._ladder.reach(trial.number, epoch.number, self._rank(epoch))
+        if trial.state is State.PAUSED:
+            self._ladder.pause(trial.number, len(epochs))
+
+    def _rank(self, epoch: tables.Epoch) -> pruning.Rank:
+        return epoch.metrics[self._study.objective], -epoch.metrics["val_loss"]
 
     def _new_trial(self, slot: Slot) -> tables.Trial:
-        if self._search_is_stale:
-            self._search, self._search_is_stale = self._new_search(), False
-            self._search.restore(list(self._trials.values()), self._epochs)
         params = self._search.ask(len(self._trials))
         config = self._study.config(params)
         trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
-        self._trials[trial.number] = trial
+        self._put(trial)
         return trial
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
@@ -292,10 +312,29 @@ class _Coordinator:
     def _refresh(self, number: int) -> tables.Trial:
         trial = self._record.trial(self._row.id, number)
         assert trial is not None, f"trial {number} is in the record"
-        self._trials[number] = trial
+        self._put(trial)
         return trial
 
     # -- events
+
+    def _record_epochs(self, events: Sequence[Event]) -> None:
+        """Write the epochs that the record lacks, all in one transaction, before any is judged."""
+        ended = [event for event in events if isinstance(event, EpochEnded)]
+        new = {
+            (event.trial, event.number): tables.Epoch(
+                trial_id=self._trials[event.trial].id,
+                number=event.number,
+                attempt=event.attempt,
+                metrics=event.metrics,
+                seconds=event.seconds,
+                recorded_at=time.time(),
+            )
+            for event in ended
+            if event.number > len(self._epochs.get(event.trial, []))
+        }
+        if new:
+            self._record.add_epochs_of(self._lease, [(self._trials[trial], epoch) for (trial, _), epoch in new.items()])
+        self._unhandled = new
 
     def _handle(self, event: Event, executor: Executor) -> None:
         match event:
@@ -312,19 +351,11 @@ class _Coordinator:
 
     def _epoch_ended(self, event: EpochEnded, executor: Executor) -> None:
         trial = self._trials[event.trial]
-        recorded = self._epochs.setdefault(event.trial, [])
-        if event.number > len(recorded):
-            epoch = tables.Epoch(
-                trial_id=trial.id,
-                number=event.number,
-                attempt=event.attempt,
-                metrics=event.metrics,
-                seconds=event.seconds,
-                recorded_at=time.time(),
-            )
-            self._record.add_epochs(self._lease, trial, [epoch])
-            recorded.append(epoch)
-            self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[self._study.objective]
+        if (epoch := self._unhandled.pop((event.trial, event.number), None)) is not None:
+            self._epochs.setdefault(event.trial, []).append(epoch)
+            self._rungs.setdefault(event.number, Rung()).add(event.trial, event.metrics[self._study.objective])
+            if isinstance(self._pruner, AshaPause):
+                self._ladder.reach(event.trial, event.number, self._rank(epoch))
             self._monitor.epoch_ended(trial, event)
         if event.number in self._decision_epochs[event.trial]:
             executor.decide(event.trial, self._decision(trial, event.number))
@@ -374,7 +405,7 @@ class _Coordinator:
 
     def _prune_paused(self) -> None:
         """End what is paused when nothing else is left to do: each is pruned at its rung."""
-        for trial in self._in_state(State.PAUSED):
+        for trial in self._trials.in_state(State.PAUSED):
             self._record.prune_paused(self._lease, trial)
             self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
             self._told(trial.number)
@@ -423,10 +454,7 @@ class _Coordinator:
 
     def _told(self, number: int) -> None:
         trial = self._refresh(number)
-        if self._search.is_open(number):
-            self._search.tell(trial, self._epochs.get(number, []))
-        else:
-            self._search_is_stale = True
+        self._search.tell(trial, self._epochs.get(number, []))
         self._monitor.trial_ended(trial)
 
 
