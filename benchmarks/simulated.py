@@ -31,11 +31,15 @@ def load_study(**keys: object) -> Study:
 class SimulatedExecutor:
     """Slots that train nothing and answer at once, by the protocol of `orchestrator.executors`.
 
-    An epoch takes one to three units of a clock of its own, so that trials end out of order. A trial's values rise
-    from a level that is drawn from its number. A job that is told to stop or pause does. `watch` is told of each call.
+    An epoch takes as long as `pace` says, by a clock of its own that runs a unit each call of `events`; with (1, 3)
+    trials end out of order, with (0, 0) a job says all that it can in one go. A trial's values rise to a level that is
+    drawn from its number, or to one that is `equal`. A job that is told to stop or pause does. `watch` hears of calls.
     """
 
-    def __init__(self, num_slots: int, watch: Watch) -> None:
+    def __init__(
+        self, num_slots: int, watch: Watch, *, pace: tuple[float, float] = (1.0, 3.0), equal: bool = False
+    ) -> None:
+        self._pace, self._equal = pace, equal
         self.slots = tuple(Slot(name=f"slot-{number}", threads=1) for number in range(num_slots))
         self._free = {slot.name: slot for slot in self.slots}
         self._jobs: dict[int, _Job] = {}
@@ -53,6 +57,8 @@ class SimulatedExecutor:
         assert isinstance(job, TrialSpec), "nothing is exported here"
         del self._free[slot.name]
         self._jobs[job.trial] = _Job(spec=job, slot=slot, number=job.num_recorded_epochs)
+        if self._equal:
+            self._jobs[job.trial].level = 0.5
         self._plan(job.trial)
         self._watch.asked(job.trial)
 
@@ -76,7 +82,7 @@ class SimulatedExecutor:
         """Do nothing: there is nothing to end."""
 
     def _plan(self, trial: int) -> None:
-        heapq.heappush(self._due, (self._now + self._jobs[trial].chance.uniform(1.0, 3.0), trial))
+        heapq.heappush(self._due, (self._now + self._jobs[trial].chance.uniform(*self._pace), trial))
 
     def _step(self, trial: int, found: list[Event]) -> None:
         job = self._jobs[trial]
@@ -105,7 +111,7 @@ class _Job:
         """The next epoch."""
         self.number += 1
         value = self.level * (1 - 0.5**self.number)
-        metrics = {"train_loss": 1 - value, "val_loss": 1.1 - value, "val_accuracy": value, "lr": 0.1 / self.number}
+        metrics = {"val_loss": 1 - value, "val_accuracy": value}
         given = {"trial": self.spec.trial, "attempt": self.spec.attempt, "seconds": 0.0}
         return EpochEnded(number=self.number, metrics=metrics, **given)  # type: ignore[arg-type]
 

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sqlalchemy import create_engine, delete, event, func, insert, make_url, select
+from sqlalchemy import bindparam, create_engine, delete, event, func, make_url, select
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -55,6 +55,10 @@ RESTART_SECONDS = 120  # that a server which was there may be away
 LOOK_SECONDS = 0.5
 # PostgreSQL's classes of errors of a broken connection, and of a server that stops or starts (its manual, appendix A).
 RESTART_STATES = ("08", "57P")
+
+_EPOCHS, _CHANGES, _LEASES = (Base.metadata.tables[kind.__tablename__] for kind in (Epoch, ChangeRow, LeaseRow))
+_EPOCH_KEYS = select(_EPOCHS.c.trial_id, _EPOCHS.c.number)
+_TOKEN = select(_LEASES.c.token).where(_LEASES.c.name == bindparam("lease")).with_for_update()
 
 P = ParamSpec("P")
 R = TypeVar("R")
@@ -175,8 +179,7 @@ class Record:
             raise UnavailableError(f"the record at {self._address} cannot be written: {_cause(error)}") from error
 
     def _check(self, session: Session, lease: Lease) -> None:
-        query = select(LeaseRow.token).where(LeaseRow.name == lease.name)
-        if session.scalar(query.with_for_update()) != lease.token:
+        if session.connection().scalar(_TOKEN, {"lease": lease.name}) != lease.token:
             raise FencedError(f"{lease.name} was taken over by another process; nothing more is written from here")
 
     # -- reading
@@ -354,12 +357,13 @@ class Record:
     def add_epochs_of(self, lease: Lease, epochs: Sequence[tuple[Trial, Epoch]]) -> None:
         """The same of several trials, in one transaction: on a disk that is what an epoch costs."""
         with self.write(lease) as session:
-            known = select(Epoch.trial_id, Epoch.number).where(Epoch.trial_id.in_({trial.id for trial, _ in epochs}))
-            there = {(trial_id, number) for trial_id, number in session.execute(known)}
+            connection = session.connection()  # tables, not objects: these are the most rows by far
+            known = _EPOCH_KEYS.where(_EPOCHS.c.trial_id.in_({trial.id for trial, _ in epochs}))
+            there = {(trial_id, number) for trial_id, number in connection.execute(known)}
             new = [(trial, epoch) for trial, epoch in epochs if (trial.id, epoch.number) not in there]
             if new:
-                session.execute(insert(Epoch), [_values(epoch) for _, epoch in new])
-                session.execute(insert(ChangeRow), [_values(_change(trial, epoch)) for trial, epoch in new])
+                connection.execute(_EPOCHS.insert(), [_values(epoch) for _, epoch in new])
+                connection.execute(_CHANGES.insert(), [_change_values(trial, epoch) for trial, epoch in new])
 
     @_through_restarts
     def end_attempt(
@@ -434,13 +438,12 @@ class Record:
             session.execute(delete(Study).where(Study.id == study_id))
 
 
-def _change(trial: Trial, epoch: Epoch) -> ChangeRow:
-    return ChangeRow(study_id=trial.study_id, kind=Change.EPOCH, trial=trial.number, epoch=epoch.number)
+def _change_values(trial: Trial, epoch: Epoch) -> dict[str, Any]:
+    return {"study_id": trial.study_id, "kind": Change.EPOCH, "trial": trial.number, "epoch": epoch.number}
 
 
-def _values(row: Epoch | ChangeRow) -> dict[str, Any]:
-    """What a row that is not in the database yet was made of."""
-    return {column.key: getattr(row, column.key) for column in row.__table__.columns if column.key != "seq"}
+def _values(epoch: Epoch) -> dict[str, Any]:
+    return {name: getattr(epoch, name) for name in _EPOCHS.columns.keys()}  # noqa: SIM118
 
 
 def _parse(url: str) -> URL:
