@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import time
+from collections import Counter
 from typing import TYPE_CHECKING
 
 from rich.console import Console, Group
@@ -31,9 +32,13 @@ class Tally:
 
     def __init__(self, study: Study, num_slots: int, trials: Sequence[Trial]) -> None:
         self.total = study.budget.trials
-        self.ended = {trial.number: trial for trial in trials if trial.state.finished}
-        self.paused = {trial.number for trial in trials if trial.state is State.PAUSED}
-        self._num_before = len(self.ended) + len(self.paused)
+        self.paused: set[int] = set()
+        self.best: Trial | None = None  # of the complete ones
+        self._ended: dict[int, State] = {}
+        self._counts: Counter[State] = Counter()
+        for trial in trials:
+            self.add(trial)
+        self._num_before = self._num_done
         self._num_slots = num_slots
         self._since = time.monotonic()
 
@@ -41,28 +46,30 @@ class Tally:
         """Count a trial that ended or is paused."""
         self.paused.discard(trial.number)
         if trial.state.finished:
-            self.ended[trial.number] = trial
+            self._counts[trial.state] += 1
+            if trial.number in self._ended:
+                self._counts[self._ended[trial.number]] -= 1
+            self._ended[trial.number] = trial.state
         elif trial.state is State.PAUSED:
             self.paused.add(trial.number)
+        if trial.state is State.COMPLETE and (self.best is None or _worth(trial) > _worth(self.best)):
+            self.best = trial
 
     def count(self, state: State) -> int:
         """How many trials ended so."""
-        return sum(trial.state is state for trial in self.ended.values())
+        return self._counts[state]
 
     @property
-    def best(self) -> Trial | None:
-        """The best complete trial so far."""
-        complete = [trial for trial in self.ended.values() if trial.state is State.COMPLETE]
-        return max(complete, key=lambda trial: (trial.value or 0.0, -trial.number), default=None)
+    def _num_done(self) -> int:
+        return len(self._ended) + len(self.paused)
 
     @property
     def left(self) -> str:
         """Time left at the pace of this run, or nothing before a trial has ended in it; most of the paused stay so."""
-        num_done = len(self.ended) + len(self.paused)
-        num_here = num_done - self._num_before
+        num_here = self._num_done - self._num_before
         if num_here <= 0:
             return ""
-        seconds = (time.monotonic() - self._since) / num_here * (self.total - num_done)
+        seconds = (time.monotonic() - self._since) / num_here * (self.total - self._num_done)
         return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
 
     def line(self) -> str:
@@ -197,6 +204,10 @@ def _headline(study: Study, slots: Sequence[Slot]) -> str:
     workers = f"{len(slots)} worker(s) of {slots[0].threads} thread(s), {places}"
     how = f"sampler {study.sampler}, pruner {study.budget.pruner}"
     return f"{study.name}: {study.budget.trials} trials on {workers}; {how}"
+
+
+def _worth(trial: Trial) -> tuple[float, int]:
+    return (trial.value or 0.0, -trial.number)
 
 
 def _ending(trial: Trial) -> str:

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import os
 import time
-from typing import TYPE_CHECKING
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import TYPE_CHECKING, Protocol
 
 from orchestrator.errors import StoppedError
 from orchestrator.processes import Child, Pinger, spawn
@@ -17,6 +19,22 @@ if TYPE_CHECKING:
 
 RESTART_SECONDS = 5.0
 STOP_SECONDS = 1.0
+
+
+class Mirror(Protocol):
+    """What brings MLflow and the others up to the record while a sweep runs."""
+
+    def keep_alive(self) -> None:
+        """Time passed."""
+
+    def finish(self, seconds: float) -> int:
+        """Catch up for at most `seconds`; return how many changes are still missing."""
+
+    def kill(self) -> None:
+        """End at once."""
+
+
+MakeMirror = Callable[[str, "Settings", "Monitor"], AbstractContextManager[Mirror]]
 
 
 class MirrorProcess:

@@ -8,15 +8,80 @@ which of the paused are promoted. Values are maximised. All are pure.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from bisect import bisect_left, bisect_right, insort
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Generic, Protocol, TypeVar
 
 from orchestrator.errors import UnknownNameError
 
 Table = Mapping[int, float]  # trial number -> its value at the epoch of the decision
 Curve = Sequence[float]  # a trial's own values, epoch after epoch, up to the decision
 Rank = tuple[float, float]  # a value, then minus the validation loss, by which equal values are told apart
+Place = tuple[Rank, int]  # a rank, then minus the trial's number: of equals the earlier is the better
+V = TypeVar("V", float, Place)
+
+
+class Rung(Mapping[int, V], Generic[V]):
+    """The values that trials had at an epoch, by trial; also in order, so that a decision looks at few of them.
+
+    They are put in order when that is first asked for, and kept so from then on.
+    """
+
+    def __init__(self, values: Mapping[int, V] | None = None) -> None:
+        self._values: dict[int, V] = dict(values or {})
+        self._ordered: list[V] | None = None
+        self._parts: dict[Hashable, tuple[Callable[[int], bool], Rung[V]]] = {}
+
+    @classmethod
+    def of(cls, values: Mapping[int, V]) -> Rung[V]:
+        """The rung of a table, which may be one."""
+        return values if isinstance(values, Rung) else cls(values)
+
+    def __getitem__(self, trial: int) -> V:
+        return self._values[trial]
+
+    def __iter__(self) -> Iterator[int]:
+        return iter(self._values)
+
+    def __len__(self) -> int:
+        return len(self._values)
+
+    def add(self, trial: int, value: V) -> None:
+        """Take in a trial that is not there."""
+        assert trial not in self._values, f"trial {trial} has a value here"
+        self._values[trial] = value
+        if self._ordered is not None:
+            insort(self._ordered, value)
+        for belongs, part in self._parts.values():
+            if belongs(trial):
+                part.add(trial, value)
+
+    def discard(self, trial: int) -> None:
+        """Forget a trial, if it is there."""
+        value = self._values.pop(trial, None)
+        if value is not None and self._ordered is not None:
+            del self._ordered[bisect_left(self._ordered, value)]
+        for _, part in self._parts.values():
+            part.discard(trial)
+
+    @property
+    def order(self) -> Sequence[V]:
+        """All values, the lowest first."""
+        if self._ordered is None:
+            self._ordered = sorted(self._values.values())
+        return self._ordered
+
+    def num_above(self, value: V) -> int:
+        """How many values are higher."""
+        return len(self) - bisect_right(self.order, value)
+
+    def part(self, key: Hashable, belongs: Callable[[int], bool]) -> Rung[V]:
+        """The rung of those trials that belong to it; `key` tells it from other parts."""
+        if key not in self._parts:
+            chosen = {trial: value for trial, value in self._values.items() if belongs(trial)}
+            self._parts[key] = (belongs, Rung(chosen))
+        return self._parts[key][1]
 
 
 class Pruner(Protocol):
@@ -66,7 +131,7 @@ class Asha:
         """Whether the trial is in the top `1 / eta` of its rung."""
         del max_epochs, curve
         num_kept = max(1, len(values) // self.eta)
-        return sum(value > values[trial] for value in values.values()) < num_kept
+        return Rung.of(values).num_above(values[trial]) < num_kept
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -101,13 +166,62 @@ class AshaPause:
         `paused` is trial -> epoch, `ranks` epoch -> trial -> rank of all that reached the epoch, promoted ones too. The
         best `num_kept` of a rung are promotable, however few reached it. Of equals the earlier is the better.
         """
-        for rung in sorted(set(paused.values()), reverse=True):
-            order = {number: (rank, -number) for number, rank in ranks[rung].items()}
-            best = max((number for number, epoch in paused.items() if epoch == rung), key=order.__getitem__)
-            num_better = sum(other > order[best] for other in order.values())
-            if num_better < max(num_kept, len(order) // self.eta):
-                return best
+        return self.first(Ladder.of(paused, ranks), num_kept=num_kept)
+
+    def first(self, ladder: Ladder, *, num_kept: int = 0) -> int | None:
+        """See `promoted`."""
+        for reached, paused in ladder.rungs():
+            best = paused.order[-1]
+            if reached.num_above(best) < max(num_kept, len(reached) // self.eta):
+                return -best[1]
         return None
+
+
+class Ladder:
+    """Who reached which epoch, and who is paused there, each in order; kept while a study goes on."""
+
+    def __init__(self) -> None:
+        self._reached: dict[int, Rung[Place]] = {}  # epoch -> trial -> place
+        self._paused: dict[int, Rung[Place]] = {}
+        self._places: dict[int, dict[int, Place]] = {}  # trial -> epoch -> place
+
+    @classmethod
+    def of(cls, paused: Mapping[int, int], ranks: Mapping[int, Mapping[int, Rank]]) -> Ladder:
+        """That of plain tables, see `AshaPause.promoted`."""
+        made = cls()
+        for epoch, table in ranks.items():
+            for trial, rank in table.items():
+                made.reach(trial, epoch, rank)
+        for trial, epoch in paused.items():
+            made.pause(trial, epoch)
+        return made
+
+    def reach(self, trial: int, epoch: int, rank: Rank) -> None:
+        """Take in that a trial has trained an epoch."""
+        place = self._places.setdefault(trial, {})[epoch] = (rank, -trial)
+        self._reached.setdefault(epoch, Rung()).add(trial, place)
+
+    def pause(self, trial: int, epoch: int) -> None:
+        """Take in that a trial is paused after an epoch that it reached."""
+        self._paused.setdefault(epoch, Rung()).add(trial, self._places[trial][epoch])
+
+    def go_on(self, trial: int) -> None:
+        """Take in that a trial is not paused, or no longer."""
+        for epoch in self._places.get(trial, {}):
+            if epoch in self._paused:
+                self._paused[epoch].discard(trial)
+
+    def drop(self, trial: int) -> None:
+        """Forget a trial, as if it had never been there."""
+        self.go_on(trial)
+        for epoch in self._places.pop(trial, {}):
+            self._reached[epoch].discard(trial)
+
+    def rungs(self) -> Iterator[tuple[Rung[Place], Rung[Place]]]:
+        """Who reached, and who is paused, at each epoch where anybody is, the highest first."""
+        for epoch in sorted(self._paused, reverse=True):
+            if self._paused[epoch]:
+                yield self._reached[epoch], self._paused[epoch]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +243,7 @@ class Hyperband:
         """Whether the trial is in the top `1 / eta` of its bracket's rung."""
         del curve
         bracket = self._bracket(trial, max_epochs)
-        rivals = {number: value for number, value in values.items() if self._bracket(number, max_epochs) == bracket}
+        rivals = Rung.of(values).part((max_epochs, bracket), lambda other: self._bracket(other, max_epochs) == bracket)
         return bracket.goes_on(trial, max_epochs, rivals)
 
     def _bracket(self, trial: int, max_epochs: int) -> Asha:
@@ -166,12 +280,14 @@ class Percentile:
     def goes_on(self, trial: int, max_epochs: int, values: Table, curve: Curve = ()) -> bool:
         """Whether the trial is at least as good as the percentile of the others, or these are too few to tell."""
         del max_epochs, curve
-        others = sorted(value for number, value in values.items() if number != trial)
-        if len(others) < self.min_trials:
+        num_others = len(values) - 1
+        if num_others < self.min_trials:
             return True
-        place = (len(others) - 1) * (1 - self.kept / 100)  # between two values: on the line from one to the other
-        low, high = others[math.floor(place)], others[math.ceil(place)]
-        return values[trial] >= low + (high - low) * (place % 1)
+        order, own = Rung.of(values).order, values[trial]
+        left_out = bisect_left(order, own)  # of the order, to have that of the others
+        place = (num_others - 1) * (1 - self.kept / 100)  # between two values: on the line from one to the other
+        low, high = (order[at + (at >= left_out)] for at in (math.floor(place), math.ceil(place)))
+        return own >= low + (high - low) * (place % 1)
 
 
 @dataclass(frozen=True, kw_only=True)

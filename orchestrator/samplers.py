@@ -32,6 +32,8 @@ if TYPE_CHECKING:
 LEARN_FROM_COMPLETE = frozenset({"gp", "cmaes", "nsga2"})
 # Of these a violated constraint would be told in vain: one cannot use it, the other fits a model of it each time.
 TAKE_NO_CONSTRAINTS = frozenset({"gp", "cmaes"})
+# What these do next comes of all generations before, which a view of some results would cut elsewhere at each draw.
+OF_GENERATIONS = frozenset({"cmaes", "nsga2"})
 POPULATION_SIZE = 20  # of NSGA-II; Optuna's 50 would be the whole budget of most sweeps of images
 
 

@@ -18,6 +18,7 @@ from optuna.trial import TrialState
 from orchestrator import samplers
 from orchestrator.errors import UsageError
 from orchestrator.points import Points
+from orchestrator.recent import RecentStorage
 from orchestrator.space import Choices, Range, Scalar, Space, draw, holds, in_order
 from orchestrator.starts import Result, result
 from orchestrator.tables import Epoch, State, Trial
@@ -56,8 +57,10 @@ class Search:
         self._distributions = {name: _distribution(searched) for name, searched in self._space.items()}
         self._sampler, self._seed, self._complaint, self._queue = sampler, seed, complaint, queue
         self._objective = objective
-        self._study = optuna.create_study(direction="maximize")
+        self._storage = RecentStorage(everything=sampler in samplers.OF_GENERATIONS)
+        self._study = optuna.create_study(storage=self._storage, direction="maximize")
         self._open: dict[int, optuna.Trial] = {}
+        self._told: dict[int, int] = {}  # trial -> Optuna's id of it
         self._points = Points(self._space, _draw_seed(seed, "order"))
         self._order = self._points.listed()  # what has come out of it has been run, is impossible, or is the next
         self._next: dict[str, Scalar] | None = None
@@ -166,18 +169,24 @@ class Search:
     def _first_new(self, listed: Iterable[dict[str, Scalar]]) -> dict[str, Scalar] | None:
         return next((params for params in listed if self._is_new(params)), None)
 
-    def is_open(self, number: int) -> bool:
-        """Whether nothing was told of trial `number` yet. Optuna can't unsay: of others only `restore` tells anew."""
-        return number in self._open
-
     def tell(self, trial: Trial, epochs: Sequence[Epoch]) -> None:
-        """Take in how `trial` ended or where it paused; out of memory and divergence teach the sampler to stay away."""
-        asked = self._open.pop(trial.number)
+        """Take in how `trial` ended or where it paused; out of memory and divergence teach the sampler to stay away.
+
+        What was told of a trial before, as when it paused, is forgotten.
+        """
+        asked = self._open.pop(trial.number, None) or self._reopened(trial.number)
+        self._told[trial.number] = asked._trial_id
         ended = result(trial, epochs, trial.params)
         if ended is None:
             self._study.tell(asked, state=TrialState.FAIL)
         else:
             self._end(asked, ended)
+
+    def _reopened(self, number: int) -> optuna.Trial:
+        """A trial as if nothing had been told of it; it keeps its place among the others."""
+        self._storage.reopen(self._told[number])
+        self._study.sampler = optuna.samplers.RandomSampler()  # the quickest; it draws nothing
+        return optuna.Trial(self._study, self._told[number])
 
     def _end(self, asked: optuna.Trial, ended: Result) -> None:
         for number, value in enumerate(ended.values, 1):

@@ -32,7 +32,8 @@ from orchestrator.leaders import Leaders
 from orchestrator.leases import Holding, Lease, mark_paused, study_lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
-from orchestrator.pruning import AshaPause
+from orchestrator.pruning import AshaPause, Ladder, Rung
+from orchestrator.roster import Roster
 from orchestrator.search import Search
 from orchestrator.signals import Signals
 from orchestrator.store import Record
@@ -47,6 +48,7 @@ if TYPE_CHECKING:
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
     from orchestrator.limits import Limit
+    from orchestrator.mirror_process import MakeMirror, Mirror
     from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
 
@@ -55,11 +57,19 @@ MIRROR_SECONDS = 60.0  # how long the end of a sweep waits for MLflow before it 
 
 
 def run(
-    study: Study, settings: Settings, monitor: Monitor, server: ForkServer | None = None, *, resume: bool = False
+    study: Study,
+    settings: Settings,
+    monitor: Monitor,
+    server: ForkServer | None = None,
+    *,
+    resume: bool = False,
+    executor: Executor | None = None,
+    make_mirror: MakeMirror = MirrorProcess,
 ) -> Outcome:
     """Bring a study to its number of trials, whatever an earlier process left of it.
 
-    Local workers are forked from `server`; without one each is a new process that imports torch.
+    Local workers are forked from `server`; without one each is a new process that imports torch. An `executor` that is
+    given takes their place, and is closed at the end.
 
     Raises:
         UsageError: the study exists with another identity.
@@ -76,7 +86,9 @@ def run(
             study = recorded.with_known(record, study, monitor)
         with Holding(record, study_lease(study.name)) as lease, Signals() as signals:
             row = recorded.write(record, lease, study)
-            return _Coordinator(recorded.from_record(row), row, settings, record, lease, monitor, signals, server).run()
+            read = recorded.from_record(row)
+            parts = (record, lease, monitor, signals, server, executor, make_mirror)
+            return _Coordinator(read, row, settings, *parts).run()
     finally:
         record.close()
 
@@ -94,14 +106,17 @@ class _Coordinator:
         monitor: Monitor,
         signals: Signals,
         server: ForkServer | None,
+        executor: Executor | None,
+        make_mirror: MakeMirror,
     ) -> None:
         self._row, self._settings = row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
-        self._server = server
-        self._search_is_stale = False
-        self._trials: dict[int, tables.Trial] = {}
+        self._server, self._executor, self._make_mirror = server, executor, make_mirror
+        self._trials = Roster()
         self._epochs: dict[int, list[tables.Epoch]] = {}
-        self._rungs: dict[int, dict[int, float]] = {}  # epoch -> trial -> value
+        self._rungs: dict[int, Rung[float]] = {}  # epoch -> trial -> value
+        self._ladder = Ladder()  # who may be promoted, where the pruner pauses
+        self._unhandled: dict[tuple[int, int], tables.Epoch] = {}  # trial and number -> on record, not yet judged
         self._decision_epochs: dict[int, tuple[int, ...]] = {}  # trial -> where its worker waits for a decision
         self._started_at = time.monotonic()
         self._wants: Literal["go on", "pause", "begin anew"] = "go on"  # what commands make of this run
@@ -120,16 +135,16 @@ class _Coordinator:
         self._take_up()
         if self._has_ended() and not self._missing_exports():
             return self._outcome(was_complete=True, lag=0)
-        with MirrorProcess(self._study.name, self._settings, self._monitor) as mirror:
+        with self._make_mirror(self._study.name, self._settings, self._monitor) as mirror:
             while not self._did_all(mirror):
                 self._signals.at_second = [mirror.kill]
-                self._trials = {trial.number: trial for trial in self._record.trials(self._row.id)}
+                self._read_trials()
                 if self._wants == "pause":
                     self._wait(mirror)
                 self._wants = "go on"
             return self._outcome(was_complete=False, lag=mirror.finish(MIRROR_SECONDS))
 
-    def _did_all(self, mirror: MirrorProcess) -> bool:
+    def _did_all(self, mirror: Mirror) -> bool:
         """Train and export on new workers; whether that came to an end, or a command wants it otherwise."""
         with ExitStack() as stack:
             stack.callback(self._let_go)
@@ -143,7 +158,7 @@ class _Coordinator:
                 self._leaders.export(self._missing_exports(), executor, lambda: self._events(executor, mirror))
             return self._wants == "go on"
 
-    def _wait(self, mirror: MirrorProcess) -> None:
+    def _wait(self, mirror: Mirror) -> None:
         """Hold the lease and nothing else until a command says otherwise."""
         self._monitor.note(f"paused; `orch resume {self._study.name}` lets it go on, and nothing is lost meanwhile")
         mark_paused(self._record, self._lease, paused=True)
@@ -158,12 +173,16 @@ class _Coordinator:
         left = self._record.requeue_running(self._lease, self._row.id)
         if left:
             self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
-        self._trials = {trial.number: trial for trial in self._record.trials(self._row.id)}
         self._epochs = self._record.epochs(self._row.id)
+        self._read_trials()
         for number, epochs in self._epochs.items():
             for epoch in epochs:
-                self._rungs.setdefault(epoch.number, {})[number] = epoch.metrics[self._study.objective]
+                self._rungs.setdefault(epoch.number, Rung()).add(number, epoch.metrics[self._study.objective])
         self._search.restore(list(self._trials.values()), self._epochs)
+
+    def _read_trials(self) -> None:
+        for trial in self._record.trials(self._row.id):
+            self._put(trial)
 
     def _new_search(self) -> Search:
         study = self._study
@@ -203,7 +222,7 @@ class _Coordinator:
         return self._leaders.missing(self._trials.values(), self._epochs)
 
     def _is_complete(self) -> bool:
-        return not self._wants_more() and all(t.state.finished for t in self._trials.values())
+        return self._trials.num_finished == len(self._trials) and not self._wants_more()
 
     def _tell_if_used_up(self) -> None:
         if self._is_complete() and len(self._trials) < self._study.budget.trials:
@@ -222,6 +241,8 @@ class _Coordinator:
         )
 
     def _start_executor(self) -> Executor:
+        if self._executor is not None:
+            return self._executor
         if self._study.budget.executor == "inline":
             return InlineExecutor(threads=num_cores())
         gpus = visible_gpus(str(self._study.fixed.get("device", "auto")))
@@ -234,7 +255,7 @@ class _Coordinator:
 
     # -- training
 
-    def _train(self, executor: Executor, mirror: MirrorProcess) -> None:
+    def _train(self, executor: Executor, mirror: Mirror) -> None:
         while not self._is_complete():
             seconds = self._study.budget.timeout_seconds
             if seconds and time.monotonic() - self._started_at >= seconds:
@@ -244,23 +265,34 @@ class _Coordinator:
                 self._monitor.note(f"{limit.reason}; what is not finished waits")
                 return
             self._fill(executor)
-            if not self._in_state(State.RUNNING):  # then all slots are free, and there is nothing to send to them
+            if not self._trials.count(State.RUNNING):  # then all slots are free, and there is nothing to send to them
                 self._prune_paused()
                 return
-            for event in self._events(executor, mirror):
+            events = self._allowed(self._events(executor, mirror))
+            self._record_epochs(events)
+            for event in events:
                 self._handle(event, executor)
-                if self._limit():
-                    break  # what workers said after it is in their checkpoints
             if self._wants != "go on":
                 return
 
-    def _events(self, executor: Executor, mirror: MirrorProcess) -> list[Event]:
+    def _events(self, executor: Executor, mirror: Mirror) -> list[Event]:
         """The next events; a signal or a command to stop ends the run here, between two transactions."""
         events = executor.events(POLL_SECONDS)
         self._look_around(mirror)
         return events
 
-    def _look_around(self, mirror: MirrorProcess) -> None:
+    def _allowed(self, events: list[Event]) -> list[Event]:
+        """The events before an epoch that is one too many; it is in its checkpoint, for a larger budget."""
+        most = self._study.budget.max_epochs_total
+        left = most - sum(map(len, self._epochs.values())) if most else len(events)
+        for index, event in enumerate(events):
+            if isinstance(event, EpochEnded) and event.number > len(self._epochs.get(event.trial, [])):
+                left -= 1
+                if left < 0:
+                    return events[:index]
+        return events
+
+    def _look_around(self, mirror: Mirror) -> None:
         """See to all that is not training: commands, signals, the mirror, the display."""
         if time.monotonic() - self._looked_at >= POLL_SECONDS:
             self._looked_at = time.monotonic()
@@ -296,7 +328,7 @@ class _Coordinator:
 
     def _begin_anew_if_idle(self) -> None:
         """Train again if what a command brought came while the leaders were exported."""
-        if self._wants == "go on" and not self._in_state(State.RUNNING):
+        if self._wants == "go on" and not self._trials.count(State.RUNNING):
             self._wants = "begin anew"
 
     def _change(self, keys: Sequence[str]) -> str:
@@ -308,7 +340,8 @@ class _Coordinator:
             return str(error)
         self._row = recorded.write(self._record, self._lease, study)
         self._set_out(study)
-        self._search.restore(list(self._trials.values()), self._epochs)
+        self._read_trials()
+        self._search.restore([self._trials[number] for number in sorted(self._trials)], self._epochs)
         if self._wants == "go on" and (study.budget.workers, study.budget.executor) != (
             former.workers,
             former.executor,
@@ -329,43 +362,43 @@ class _Coordinator:
 
     def _next_trial(self, slot: Slot) -> tables.Trial | None:
         """A trial that waits, else one to promote, else a new one; None if there is nothing to do but wait."""
-        paused_by_another = [] if isinstance(self._pruner, AshaPause) else self._in_state(State.PAUSED)
-        if waiting := self._in_state(State.WAITING) or paused_by_another:
-            return waiting[0]
+        paused_by_another = None if isinstance(self._pruner, AshaPause) else self._trials.first(State.PAUSED)
+        if waiting := self._trials.first(State.WAITING) or paused_by_another:
+            return waiting
         if promoted := self._promoted():
             return promoted
         if self._wants_more():
             return self._new_trial(slot)
         # Rungs that stay too small for a promotion must not leave a study without a winner.
-        return None if self._in_state(State.RUNNING) else self._promoted(num_kept=1)
-
-    def _in_state(self, state: State) -> list[tables.Trial]:
-        return [trial for trial in self._trials.values() if trial.state is state]
+        return None if self._trials.count(State.RUNNING) else self._promoted(num_kept=1)
 
     def _promoted(self, num_kept: int = 0) -> tables.Trial | None:
-        """The paused trial that goes on next. One that failed stands in nobody's way."""
-        paused = {trial.number: len(self._epochs[trial.number]) for trial in self._in_state(State.PAUSED)}
-        if not paused or not isinstance(self._pruner, AshaPause):
+        """The paused trial that goes on next."""
+        if not isinstance(self._pruner, AshaPause):
             return None
-        ranks = {rung: self._ranks(rung) for rung in set(paused.values())}
-        number = self._pruner.promoted(paused, ranks, num_kept=num_kept)
+        number = self._pruner.first(self._ladder, num_kept=num_kept)
         return None if number is None else self._trials[number]
 
-    def _ranks(self, rung: int) -> dict[int, pruning.Rank]:
-        return {
-            number: (value, -self._epochs[number][rung - 1].metrics["val_loss"])
-            for number, value in self._rungs[rung].items()
-            if self._trials[number].state is not State.FAILED
-        }
+    def _put(self, trial: tables.Trial) -> None:
+        """Take in a trial as it is now, and its place on the ladder; one that failed stands in nobody's way."""
+        self._trials[trial.number] = trial
+        if not isinstance(self._pruner, AshaPause):
+            return
+        self._ladder.drop(trial.number)
+        epochs = self._epochs.get(trial.number, []) if trial.state is not State.FAILED else []
+        for epoch in epochs:
+            self._ladder.reach(trial.number, epoch.number, self._rank(epoch))
+        if trial.state is State.PAUSED:
+            self._ladder.pause(trial.number, len(epochs))
+
+    def _rank(self, epoch: tables.Epoch) -> pruning.Rank:
+        return epoch.metrics[self._study.objective], -epoch.metrics["val_loss"]
 
     def _new_trial(self, slot: Slot) -> tables.Trial:
-        if self._search_is_stale:
-            self._search, self._search_is_stale = self._new_search(), False
-            self._search.restore(list(self._trials.values()), self._epochs)
         params = self._search.ask(len(self._trials))
         config = self._study.config(params)
         trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
-        self._trials[trial.number] = trial
+        self._put(trial)
         return trial
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
@@ -402,10 +435,29 @@ class _Coordinator:
     def _refresh(self, number: int) -> tables.Trial:
         trial = self._record.trial(self._row.id, number)
         assert trial is not None, f"trial {number} is in the record"
-        self._trials[number] = trial
+        self._put(trial)
         return trial
 
     # -- events
+
+    def _record_epochs(self, events: Sequence[Event]) -> None:
+        """Write the epochs that the record lacks, all in one transaction, before any is judged."""
+        ended = [event for event in events if isinstance(event, EpochEnded)]
+        new = {
+            (event.trial, event.number): tables.Epoch(
+                trial_id=self._trials[event.trial].id,
+                number=event.number,
+                attempt=event.attempt,
+                metrics=event.metrics,
+                seconds=event.seconds,
+                recorded_at=time.time(),
+            )
+            for event in ended
+            if event.number > len(self._epochs.get(event.trial, []))
+        }
+        if new:
+            self._record.add_epochs_of(self._lease, [(self._trials[trial], epoch) for (trial, _), epoch in new.items()])
+        self._unhandled = new
 
     def _handle(self, event: Event, executor: Executor) -> None:
         match event:
@@ -422,19 +474,11 @@ class _Coordinator:
 
     def _epoch_ended(self, event: EpochEnded, executor: Executor) -> None:
         trial = self._trials[event.trial]
-        recorded = self._epochs.setdefault(event.trial, [])
-        if event.number > len(recorded):
-            epoch = tables.Epoch(
-                trial_id=trial.id,
-                number=event.number,
-                attempt=event.attempt,
-                metrics=event.metrics,
-                seconds=event.seconds,
-                recorded_at=time.time(),
-            )
-            self._record.add_epochs(self._lease, trial, [epoch])
-            recorded.append(epoch)
-            self._rungs.setdefault(event.number, {})[event.trial] = event.metrics[self._study.objective]
+        if (epoch := self._unhandled.pop((event.trial, event.number), None)) is not None:
+            self._epochs.setdefault(event.trial, []).append(epoch)
+            self._rungs.setdefault(event.number, Rung()).add(event.trial, event.metrics[self._study.objective])
+            if isinstance(self._pruner, AshaPause):
+                self._ladder.reach(event.trial, event.number, self._rank(epoch))
             self._monitor.epoch_ended(trial, event)
         if event.number in self._decision_epochs[event.trial]:
             executor.decide(event.trial, self._decision(trial, event.number))
@@ -484,7 +528,7 @@ class _Coordinator:
 
     def _prune_paused(self) -> None:
         """End what is paused when nothing else is left to do: each is pruned at its rung."""
-        for trial in self._in_state(State.PAUSED):
+        for trial in self._trials.in_state(State.PAUSED):
             self._record.prune_paused(self._lease, trial)
             self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
             self._told(trial.number)
@@ -533,10 +577,7 @@ class _Coordinator:
 
     def _told(self, number: int) -> None:
         trial = self._refresh(number)
-        if self._search.is_open(number):
-            self._search.tell(trial, self._epochs.get(number, []))
-        else:
-            self._search_is_stale = True
+        self._search.tell(trial, self._epochs.get(number, []))
         self._monitor.trial_ended(trial)
 
 

@@ -25,7 +25,7 @@ LAYERS = [
     {"leaders", "limits"},
     {"models", "mirror_process"},
     {"monitor"},
-    {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "provenance", "worker"},
+    {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
     {"executors", "executors.inline", "executors.local"},
     {"study_catalogue"},
@@ -33,7 +33,7 @@ LAYERS = [
     {"compatibility"},
     {"fields"},
     {"catalogue", "feasible", "starts", "budget"},
-    {"study_files", "overrides", "pruning", "points"},
+    {"study_files", "overrides", "pruning", "points", "roster"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes"},
     {"errors"},
@@ -44,7 +44,7 @@ ALLOWED_UPWARDS = {
 }
 THIRD_PARTY = {
     "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
-    "optuna": {"search", "samplers", "mirrors.optuna_storage"},
+    "optuna": {"search", "samplers", "recent", "mirrors.optuna_storage"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
     "onnxruntime": {"inference"},

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import random
 from collections import Counter
 
@@ -10,7 +11,7 @@ import numpy
 import pytest
 
 from orchestrator.errors import UnknownNameError
-from orchestrator.pruning import PRUNERS, Asha, AshaPause, Hyperband, Patient, Percentile, Threshold, make
+from orchestrator.pruning import PRUNERS, Asha, AshaPause, Hyperband, Ladder, Patient, Percentile, Rung, Threshold, make
 
 
 @pytest.fixture(params=[*sorted(PRUNERS), "percentile:25", "patient:2:median"])
@@ -136,6 +137,85 @@ def test_patient_stops_what_the_other_would_once_it_no_longer_gets_better():
     assert pruner.goes_on(0, 27, values, [0.1, 0.4, 0.3, 0.3]), "two epochs without a better one"
     assert not pruner.goes_on(0, 27, values, [0.1, 0.4, 0.3, 0.4, 0.3]), "three"
     assert pruner.goes_on(0, 27, dict.fromkeys(range(7), 0.3), [0.1, 0.4, 0.3, 0.4, 0.3]), "the other lets it"
+
+
+# -- in order of values, kept
+
+
+def old_asha(pruner, trial, values):
+    return sum(value > values[trial] for value in values.values()) < max(1, len(values) // pruner.eta)
+
+
+def old_hyperband(pruner, trial, values):
+    bracket = pruner._bracket(trial, 27)
+    rivals = {number: value for number, value in values.items() if pruner._bracket(number, 27) == bracket}
+    return old_asha(bracket, trial, rivals)
+
+
+def old_percentile(pruner, trial, values):
+    others = sorted(value for number, value in values.items() if number != trial)
+    if len(others) < pruner.min_trials:
+        return True
+    place = (len(others) - 1) * (1 - pruner.kept / 100)
+    low, high = others[math.floor(place)], others[math.ceil(place)]
+    return values[trial] >= low + (high - low) * (place % 1)
+
+
+def old_promoted(pruner, paused, ranks, num_kept=0):
+    for rung in sorted(set(paused.values()), reverse=True):
+        order = {number: (rank, -number) for number, rank in ranks[rung].items()}
+        best = max((number for number, epoch in paused.items() if epoch == rung), key=order.__getitem__)
+        num_better = sum(other > order[best] for other in order.values())
+        if num_better < max(num_kept, len(order) // pruner.eta):
+            return best
+    return None
+
+
+@pytest.mark.parametrize("seed", range(3))
+@pytest.mark.parametrize(
+    ("name", "formula"),
+    [("asha", old_asha), ("hyperband", old_hyperband), ("median", old_percentile), ("percentile:30", old_percentile)],
+)
+def test_decision_by_a_kept_order_is_that_by_the_whole_table(name, formula, seed):
+    """Values of which many are alike; now and then a trial is forgotten."""
+    pruner, chance, rung, table = make(name), random.Random(seed), Rung(), {}
+    for trial in chance.sample(range(1000), 250):
+        table[trial] = chance.randint(0, 30) / 30
+        rung.add(trial, table[trial])
+        expected = formula(pruner, trial, table)
+        assert pruner.goes_on(trial, 27, rung) is pruner.goes_on(trial, 27, table) is expected
+        if chance.random() < 0.1:
+            table.pop(trial)
+            rung.discard(trial)
+    assert dict(rung) == table
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_promotion_by_a_kept_ladder_is_that_by_the_whole_tables(seed):
+    """Trials reach rungs, pause, go on and fail at random; many values are alike."""
+    pruner, chance, ladder = AshaPause(), random.Random(seed), Ladder()
+    paused, ranks, at = {}, {1: {}, 3: {}, 9: {}}, {}
+    for _ in range(600):
+        trial = chance.choice([*at, *[max(at, default=-1) + 1] * 3])
+        if trial in paused:
+            ladder.go_on(trial)
+            del paused[trial]
+        if chance.random() < 0.05 or at.get(trial) == 9:
+            ladder.drop(trial)
+            at[trial] = 0
+            for table in ranks.values():
+                table.pop(trial, None)
+            continue
+        rung = at[trial] = {0: 1, 1: 3, 3: 9}[at.get(trial, 0)]
+        ranks[rung][trial] = (chance.randint(0, 9) / 9, -chance.randint(0, 3) / 3)
+        ladder.reach(trial, rung, ranks[rung][trial])
+        if chance.random() < 0.8:
+            paused[trial] = rung
+            ladder.pause(trial, rung)
+        for num_kept in (0, 1):
+            expected = old_promoted(pruner, paused, ranks, num_kept)
+            assert pruner.first(ladder, num_kept=num_kept) == expected
+            assert pruner.promoted(paused, ranks, num_kept=num_kept) == expected
 
 
 # -- pause and promote

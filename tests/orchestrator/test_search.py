@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import math
+import random
 import statistics
 
 import optuna
 import pytest
+from optuna.samplers._tpe.sampler import _split_trials
+from optuna.storages import InMemoryStorage
+from optuna.trial import TrialState
 
-from orchestrator import samplers
+from orchestrator import recent, samplers
 from orchestrator.errors import UsageError
 from orchestrator.search import Search
 from orchestrator.space import Choices, Range
@@ -170,15 +174,106 @@ def test_trial_that_was_paused_is_learned_from_as_if_pruned_there(state):
     assert after(state) == after(State.PRUNED)
 
 
-def test_paused_trial_is_told_once_and_anew_in_a_new_search():
-    search = Search(LINE, "tpe", seed=0)
-    params = search.ask(0)
-    assert search.is_open(0)
-    search.tell(trial(0, params, State.PAUSED, 0.5), epochs(0.5))
-    assert not search.is_open(0)
-    again = Search(LINE, "tpe", seed=0)
-    again.restore([trial(0, params, State.COMPLETE, 0.9)], {0: epochs(0.5, 0.9)})
-    assert not again.is_open(0)
+@pytest.mark.parametrize("sampler", [sampler for sampler in SPACES if sampler != "gp"])
+def test_paused_trial_that_is_told_again_counts_as_in_a_new_search(sampler):
+    """Trials pause after one epoch; of those some end in every way there is, others pause again or still wait."""
+    search, chance = Search(SPACE, sampler, seed=3), random.Random(0)
+    trials, trained = [], {}
+    for number in range(60):
+        value = chance.random()
+        trials.append(trial(number, search.ask(number), State.PAUSED, value))
+        trained[number] = epochs(value)
+        search.tell(trials[-1], trained[number])
+    ends = [State.COMPLETE, State.PRUNED, State.PAUSED, (State.FAILED, Reason.OOM), (State.FAILED, Reason.ERROR), None]
+    for number in chance.sample(range(60), 60):
+        state, reason = end if isinstance(end := ends[number % 6], tuple) else (end, None)
+        if state is not None:
+            values = [trials[number].value, chance.random()]
+            trials[number] = trial(number, trials[number].params, state, max(values), reason)
+            trained[number] = epochs(*values)
+            search.tell(trials[number], trained[number])
+    anew = Search(SPACE, sampler, seed=3)
+    anew.restore(trials, trained)
+    following = range(60, 64)
+    assert [search.ask(number) for number in following] == [anew.ask(number) for number in following]
+
+
+# -- long studies
+
+
+def with_results(num, seed=0, sampler="tpe"):
+    """A search that was told of `num` trials which ended in every way."""
+    chance = random.Random(seed)
+    search, trials, trained = Search(PLANE, sampler, seed=0), [], {}
+    for number in range(num):
+        state, reason = chance.choice(
+            [(State.COMPLETE, None), (State.PRUNED, None), (State.FAILED, Reason.OOM), (State.FAILED, Reason.ERROR)]
+        )
+        params, value = {"x": chance.random(), "y": chance.random()}, round(chance.random(), 2)
+        trials.append(trial(number, params, state, None if reason else value, reason))
+        trained[number] = epochs(*[value] * chance.randint(1, 4))
+    search.restore(trials, trained)
+    return search, trials, trained
+
+
+def shown(search, *states):
+    return [each.number for each in search._study.get_trials(deepcopy=False, states=states or None)]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "cmaes", "nsga2", "qmc"])
+def test_draws_of_a_study_that_is_not_long_are_of_all_results(sampler, monkeypatch):
+    drawn = history(Search(SPACE, sampler, seed=3), 60)[0]
+    monkeypatch.setattr("orchestrator.search.RecentStorage", lambda **_: InMemoryStorage())
+    assert [each.params for each in drawn] == [each.params for each in history(Search(SPACE, sampler, seed=3), 60)[0]]
+
+
+def test_thousand_results_are_all_shown_and_of_more_the_latest_and_the_best():
+    search, trials, _ = with_results(1700)
+    learnt = [each for each in trials if each.reason is not Reason.ERROR]
+    assert len(learnt) > recent.NUM_LATEST + recent.NUM_BEST
+    latest = {each.number for each in learnt[-recent.NUM_LATEST :]}
+    complete = [each for each in learnt if each.state is State.COMPLETE]
+    best = {each.number for each in sorted(complete, key=lambda each: -each.value)[: recent.NUM_BEST]}
+    assert shown(search) == sorted(latest | best)
+    assert best - latest
+    few, all_of_them, _ = with_results(recent.NUM_LATEST)
+    assert shown(few) == [each.number for each in all_of_them if each.reason is not Reason.ERROR]
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_good_results_are_those_of_all_that_there_are(seed, monkeypatch):
+    """By Optuna's own order, also where few are complete."""
+    monkeypatch.setattr(recent, "NUM_LATEST", 50)
+    monkeypatch.setattr(recent, "NUM_BEST", 25)
+    search, *_ = with_results(200, seed)
+    everything = InMemoryStorage.get_all_trials(search._storage, 0, False, (TrialState.COMPLETE, TrialState.PRUNED))
+    some = search._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
+    assert len(some) < len(everything)
+    good = [{each.number for each in _split_trials(search._study, given, 25)[0]} for given in (some, everything)]
+    assert good[0] == good[1]
+
+
+@pytest.mark.parametrize("sampler", ["tpe", "nsga2", "cmaes"])
+def test_resumed_long_study_draws_as_one_that_never_stopped(sampler, monkeypatch):
+    monkeypatch.setattr(recent, "NUM_LATEST", 20)
+    monkeypatch.setattr(recent, "NUM_BEST", 5)
+    search = Search(SPACE, sampler, seed=3)
+    trials, trained = history(search, 61)
+    late = trial(5, trials[5].params, value=0.9)  # it ended long after its neighbours
+    trials[5], trained[5] = late, epochs(0.9)
+    search.tell(late, trained[5])
+    resumed = Search(SPACE, sampler, seed=3)
+    resumed.restore(trials, trained)
+    following = range(61, 64)
+    assert [resumed.ask(number) for number in following] == [search.ask(number) for number in following]
+
+
+@pytest.mark.parametrize("sampler", ["nsga2", "cmaes"])
+def test_sampler_of_generations_is_shown_them_all(sampler, monkeypatch):
+    drawn = history(Search(SPACE, sampler, seed=3), 60)[0]
+    monkeypatch.setattr(recent, "NUM_LATEST", 20)
+    monkeypatch.setattr(recent, "NUM_BEST", 5)
+    assert [each.params for each in drawn] == [each.params for each in history(Search(SPACE, sampler, seed=3), 60)[0]]
 
 
 # -- conditions and constraints

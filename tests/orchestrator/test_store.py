@@ -289,6 +289,23 @@ def test_epoch_recorded_twice_keeps_its_first_values(record):
     assert [change.epoch for change in record.changes(study.id, 0) if change.kind is Change.EPOCH] == [1, 2]
 
 
+def test_epochs_of_several_trials_are_recorded_together_and_each_once(record):
+    study = new_study(record)
+    one, two = new_trial(record, study), new_trial(record, study)
+    record.add_epochs(LEASE, one, [new_epoch(one, 1, val_accuracy=0.1)])
+    again = new_epoch(one, 1, attempt=2, val_accuracy=0.9)
+    record.add_epochs_of(LEASE, [(two, new_epoch(two, 1)), (one, again), (one, new_epoch(one, 2))])
+    record.add_epochs_of(LEASE, [])
+    epochs = record.epochs(study.id)
+    assert {trial: [(epoch.number, epoch.attempt) for epoch in of] for trial, of in epochs.items()} == {
+        one.number: [(1, 1), (2, 1)],
+        two.number: [(1, 1)],
+    }
+    assert epochs[one.number][0].metrics["val_accuracy"] == 0.1
+    changes = [change for change in record.changes(study.id, 0) if change.kind is Change.EPOCH]
+    assert [(change.trial, change.epoch) for change in changes] == [(one.number, 1), (two.number, 1), (one.number, 2)]
+
+
 def test_trials_that_ran_wait_again_exactly_once(record):
     study = new_study(record)
     running, waiting, ended = (new_trial(record, study) for _ in range(3))
