@@ -18,7 +18,7 @@ from tests.support.orch import alive, kill, wait_until
 from tests.support.ports import free_ports
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Sequence
 
 RAY = str(Path(sys.executable).with_name("ray"))
 MEMORY = ["--object-store-memory", "100000000"]
@@ -39,11 +39,11 @@ class Cluster:
         self._first = ["--head", "--port", str(port), "--ray-client-server-port", str(free_ports())]
         self._first += ["--include-dashboard", "false", "--temp-dir", str(folder)]
 
-    def add(self, cpus: int) -> subprocess.Popen[bytes]:
-        """Start a node, the head first, and wait until it is one of the cluster."""
+    def add(self, cpus: int, before: Sequence[str] = ()) -> subprocess.Popen[bytes]:
+        """Start a node, the head first, and wait until it is one of the cluster; `before` is what starts it."""
         where = ["--address", self.address] if self.nodes else self._first
         log = self.folder / f"node-{len(self.nodes)}.log"
-        command = [RAY, "start", "--block", *where, "--num-cpus", str(cpus), *MEMORY, *self._ports]
+        command = [*before, RAY, "start", "--block", *where, "--num-cpus", str(cpus), *MEMORY, *self._ports]
         with log.open("wb") as output:
             node = subprocess.Popen(
                 command, env=self.environment, stdout=output, stderr=output, cwd=self.folder, start_new_session=True
@@ -80,11 +80,11 @@ def processes(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
 
 
 def actors(node: subprocess.Popen[bytes]) -> list[psutil.Process]:
-    """The processes of a node's actors that have begun to get ready."""
+    """The processes of a node's actors."""
     found = []
     for process in processes(node):
         with contextlib.suppress(psutil.NoSuchProcess, psutil.AccessDenied):
-            if "default_worker.py" in " ".join(process.cmdline()) or process.name().startswith(("worker-", "ray::Ray")):
+            if any("ray::RayWorker" in part for part in process.cmdline()):  # Ray writes there what is being called
                 found.append(process)
     return found
 
