@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -63,7 +64,8 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     """Take the budget's keys out of `typed`; their text is read by the types of `Budget`, not by Hydra's grammar.
 
     Raises:
-        UsageError: a value that is not possible, `trials` for a single configuration, or an address without Ray.
+        UsageError: a value that is not possible, `trials` for a single configuration, or Ray where it is not installed,
+            or its address without it.
     """
     changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
     for key in [key for key in typed if key in BUDGET_KEYS]:
@@ -80,6 +82,8 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     budget = Budget.model_validate({**(start or Budget()).model_dump(), **changed})
     if "address" in changed and budget.executor != "ray":
         raise UsageError(f"address={budget.address} is of a Ray cluster; it goes with executor=ray")
+    if budget.executor == "ray" and importlib.util.find_spec("ray") is None:  # not imported: it takes half a second
+        raise UsageError("ray is not installed; `pip install 'orch[ray]'`")
     return budget
 
 

@@ -31,12 +31,9 @@ from orchestrator.tables import Reason
 
 os.environ["RAY_DEDUP_LOGS_SKIP_REGEX"] = os.environ.get("RAY_DEDUP_LOGS_SKIP_REGEX", ".*")  # prints nothing of its own
 
-try:
-    import ray
-    from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
-    from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
-except ModuleNotFoundError as missing:
-    raise UsageError(f"{missing.name} is not installed; `pip install 'orch[ray]'`") from missing
+import ray
+from ray.exceptions import ActorUnavailableError, RayError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence

@@ -52,9 +52,7 @@ def server():
 
 @pytest.fixture(scope="module")
 def cluster(home):
-    with ray_cluster.running(2) as made, pytest.MonkeyPatch.context() as patch:
-        for name, value in ray_cluster.TOKEN.items():
-            patch.setenv(name, value)
+    with ray_cluster.running(2) as made, ray_cluster.with_token():
         yield made
 
 

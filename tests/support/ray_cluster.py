@@ -102,3 +102,22 @@ def running(*cpus: int) -> Iterator[Cluster]:
         cluster.close()
         time.sleep(0.2)
         shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def with_token() -> Iterator[None]:
+    """Let this process connect to such clusters; Ray reads the variables once, when it is imported."""
+    from ray._private.authentication_test_utils import reset_auth_token_state
+
+    former = {name: os.environ.get(name) for name in TOKEN}
+    os.environ.update(TOKEN)
+    reset_auth_token_state()
+    try:
+        yield
+    finally:
+        for name, value in former.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value
+        reset_auth_token_state()
