@@ -47,6 +47,11 @@ class Budget(Part):
         return bool(self.max_epochs_total or self.max_failures or self.patience or self.target is not None)
 
     @property
+    def where(self) -> tuple[str, str, int]:
+        """What decides on which workers it runs."""
+        return self.executor, self.address, self.workers
+
+    @property
     def num_exports(self) -> int:
         """How many of the leaders are exported."""
         if self.export.startswith("top:"):

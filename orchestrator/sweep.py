@@ -325,10 +325,7 @@ class _Coordinator:
         self._row = recorded.write(self._record, self._lease, study)
         self._set_out(study)
         self._search.restore(list(self._trials.values()), self._epochs)
-        if self._wants == "go on" and (study.budget.workers, study.budget.executor) != (
-            former.workers,
-            former.executor,
-        ):
+        if self._wants == "go on" and study.budget.where != former.where:
             self._wants = "begin anew"
         self._begin_anew_if_idle()
         told = control.told_changed(study.budget, keys)
