@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import re
 from typing import TYPE_CHECKING, Any, Literal
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
 
 SamplerName = Literal["auto", "tpe", "gp", "cmaes", "qmc", "random", "grid", "nsga2"]
 MAX_GP_TRIALS = 100  # a draw of a Gaussian process costs the cube of the trials so far
-ExecutorName = Literal["local", "inline"]
+ExecutorName = Literal["local", "inline", "ray"]
 
 
 class Budget(Part):
@@ -28,7 +29,8 @@ class Budget(Part):
 
     trials: int = Field(20, gt=0, description="trials in total, failed ones counted")
     workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
-    executor: ExecutorName = Field("local", description="worker processes, or one thread that a debugger reaches")
+    executor: ExecutorName = Field("local", description="worker processes, one thread that a debugger reaches, or Ray")
+    address: str = Field("auto", description="of the Ray cluster, host:port; auto is the one that runs on this machine")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
     max_epochs_total: int = Field(0, ge=0, description="stop after so many epochs of all trials; 0 is never")
     max_failures: int = Field(0, ge=0, description="stop when so many trials failed by an error; 0 is never")
@@ -43,6 +45,11 @@ class Budget(Part):
     def has_limits(self) -> bool:
         """Whether the study may end before all trials are done, but for the time."""
         return bool(self.max_epochs_total or self.max_failures or self.patience or self.target is not None)
+
+    @property
+    def where(self) -> tuple[str, str, int]:
+        """What decides on which workers it runs."""
+        return self.executor, self.address, self.workers
 
     @property
     def num_exports(self) -> int:
@@ -62,7 +69,8 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     """Take the budget's keys out of `typed`; their text is read by the types of `Budget`, not by Hydra's grammar.
 
     Raises:
-        UsageError: a value that is not possible, or `trials` for a single configuration.
+        UsageError: a value that is not possible, `trials` for a single configuration, or Ray where it is not installed,
+            or its address without it.
     """
     changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
     for key in [key for key in typed if key in BUDGET_KEYS]:
@@ -76,7 +84,12 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
             raise refused(key, text, error.errors()[0]) from error
         except ValueError as error:
             raise UsageError(f"{key}={text}: {error}") from error
-    return Budget.model_validate({**(start or Budget()).model_dump(), **changed})
+    budget = Budget.model_validate({**(start or Budget()).model_dump(), **changed})
+    if "address" in changed and budget.executor != "ray":
+        raise UsageError(f"address={budget.address} is of a Ray cluster; it goes with executor=ray")
+    if budget.executor == "ray" and importlib.util.find_spec("ray") is None:  # not imported: it takes half a second
+        raise UsageError("ray is not installed; `pip install 'orch[ray]'`")
+    return budget
 
 
 def describe(budget: Budget, keys: Iterable[str]) -> str:
@@ -129,6 +142,12 @@ def _read_workers(text: str) -> Any:
     return int(text)
 
 
+def _read_address(text: str) -> str:
+    if text != "auto" and not re.fullmatch(r"(\[[\da-fA-F:]+\]|[\w.-]+):\d+", text):
+        raise ValueError("expected auto or host:port, such as 10.0.0.1:6379")
+    return text
+
+
 def _read_seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d|)", text)
     if match is None or not float(match[1]) > 0:
@@ -149,6 +168,7 @@ def _read_pruner(text: str) -> str:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "workers": _read_workers,
+    "address": _read_address,
     "timeout": _read_seconds,
     "pruner": _read_pruner,
     "export": _read_export,

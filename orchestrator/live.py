@@ -201,7 +201,10 @@ def monitor() -> PlainMonitor | LiveMonitor:
 def _headline(study: Study, slots: Sequence[Slot]) -> str:
     where = sorted({device for slot in slots for device in slot.devices})
     places = f"GPU {', '.join(where)}" if where else "CPU"
-    workers = f"{len(slots)} worker(s) of {slots[0].threads} thread(s), {places}"
+    hosts = {slot.host for slot in slots if slot.host}
+    workers = (
+        f"{len(slots)} worker(s) of {slots[0].threads} thread(s), {f'Ray, {len(hosts)} host(s)' if hosts else places}"
+    )
     how = f"sampler {study.sampler}, pruner {study.budget.pruner}"
     return f"{study.name}: {study.budget.trials} trials on {workers}; {how}"
 

@@ -105,7 +105,8 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     if not space and not single:
         raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
     flat = _with_absolute_paths(flat)
-    compatibility.check_device(flat)
+    if budget.executor != "ray":  # whose nodes may have what this machine lacks; they are asked when it starts
+        compatibility.check_device(flat)
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
     possible = Feasible(recipe.config_type, flat, space, told.constraints)
     compatibility.check_needs(recipe, possible, space)

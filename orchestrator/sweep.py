@@ -245,13 +245,29 @@ class _Coordinator:
             return self._executor
         if self._study.budget.executor == "inline":
             return InlineExecutor(threads=num_cores())
-        gpus = visible_gpus(str(self._study.fixed.get("device", "auto")))
+        device = str(self._study.fixed.get("device", "auto"))
         num_ended = sum(trial.state.finished for trial in self._trials.values())
         num_left = max(1, self._study.budget.trials - num_ended)  # 1: there may be an export to do
         num_devices = int(self._study.fixed.get("devices", 1))
+        if self._study.budget.executor == "ray":
+            return self._start_ray(device, num_left, num_devices)
+        gpus = visible_gpus(device)
         slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left, num_devices=num_devices)
         exports = self._study.budget.num_exports > 0
         return LocalExecutor(slots, self._settings.logs / self._study.name, self._server, exports=exports)
+
+    def _start_ray(self, device: str, num_useful: int, num_devices: int) -> Executor:
+        from orchestrator.executors.ray_cluster import RayExecutor  # Ray need not be installed
+
+        return RayExecutor(
+            self._study.budget.address,
+            self._study.budget.workers,
+            home=self._settings.home,
+            logs=self._settings.logs / self._study.name,
+            num_useful=num_useful,
+            device=device,
+            num_devices=num_devices,
+        )
 
     # -- training
 
@@ -265,7 +281,8 @@ class _Coordinator:
                 self._monitor.note(f"{limit.reason}; what is not finished waits")
                 return
             self._fill(executor)
-            if not self._trials.count(State.RUNNING):  # then all slots are free, and there is nothing to send to them
+            # With nothing running, a free slot that got nothing says that there is nothing to send.
+            if not self._trials.count(State.RUNNING) and executor.free_slots():
                 self._prune_paused()
                 return
             events = self._allowed(self._events(executor, mirror))
@@ -342,10 +359,7 @@ class _Coordinator:
         self._set_out(study)
         self._read_trials()
         self._search.restore([self._trials[number] for number in sorted(self._trials)], self._epochs)
-        if self._wants == "go on" and (study.budget.workers, study.budget.executor) != (
-            former.workers,
-            former.executor,
-        ):
+        if self._wants == "go on" and study.budget.where != former.where:
             self._wants = "begin anew"
         self._begin_anew_if_idle()
         told = control.told_changed(study.budget, keys)
@@ -402,7 +416,7 @@ class _Coordinator:
         return trial
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
-        worker = f"{socket.gethostname()}/{slot.name}"
+        worker = f"{slot.host or socket.gethostname()}/{slot.name}"
         decision_epochs = self._pruner.decision_epochs(trial.number, self._max_epochs(trial))
         recorded = self._epochs.get(trial.number, [])
         if trial.state is State.PAUSED and isinstance(self._pruner, AshaPause):  # it is decided that it leaves its rung
@@ -588,4 +602,6 @@ def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
 
 def _device(config: dict[str, Any], slot: Slot) -> str:
     """What a trial trains on, by the name that the whole machine knows it by."""
-    return f"cuda:{','.join(slot.devices)}" if slot.devices else choose_device(str(config.get("device", "auto"))).type
+    if slot.devices:
+        return f"cuda:{','.join(slot.devices)}"
+    return "cpu" if slot.host else choose_device(str(config.get("device", "auto"))).type

@@ -18,7 +18,7 @@ import shutil
 import sys
 import traceback
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, NoReturn, Protocol
 
 import recipes
 from orchestrator.executors import (
@@ -226,12 +226,12 @@ def _export(spec: ExportSpec) -> Exported:
         return Exported(trial=spec.trial, attempt=spec.attempt, error=f"{type(error).__name__}: {first}")
 
 
-class _ProcessPort:
-    """The port of a worker process: events go over its channel, decisions come from a queue."""
+class MessagePort:
+    """A port of messages: jobs and decisions come in through `receive`, events go out through `send_message`."""
 
-    def __init__(self, channel: Channel) -> None:
-        self._channel = channel
-        self.jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
+    def __init__(self, send_message: Callable[[dict[str, Any]], None]) -> None:
+        self._send_message = send_message
+        self._jobs: queue.SimpleQueue[Job] = queue.SimpleQueue()
         self._decisions: queue.SimpleQueue[Decision] = queue.SimpleQueue()
 
     def receive(self, message: dict[str, Any]) -> None:
@@ -239,27 +239,36 @@ class _ProcessPort:
         if "decision" in message:
             self._decisions.put(message["decision"])
         else:
-            self.jobs.put(decode(message))
+            self._jobs.put(decode(message))
 
     def send(self, event: Event) -> None:
         """Report an event."""
-        self._channel.send(encode(event))
+        self._send_message(encode(event))
 
     def decision(self) -> Decision:
         """Wait for the parent's answer."""
         return self._decisions.get()
 
+    def work(self) -> NoReturn:
+        """Do jobs as they come, for ever."""
+        while True:
+            run(self._jobs.get(), self)
 
-def serve(channel: Channel, name: str) -> None:
-    """Do jobs until the parent ends; `name` is shown by `ps` and `top`, where the system can."""
+
+def prepare(name: str) -> None:
+    """Get a process ready for jobs; `name` is shown by `ps` and `top`, where the system can."""
     logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
     with contextlib.suppress(OSError):
         Path("/proc/self/comm").write_text(name)
-    port = _ProcessPort(channel)
-    serve_parent(channel, port.receive)
     importlib.import_module("recipes.loop")  # torch, before the first job asks for it
-    while True:
-        run(port.jobs.get(), port)
+
+
+def serve(channel: Channel, name: str) -> None:
+    """Do jobs until the parent ends."""
+    port = MessagePort(channel.send)
+    serve_parent(channel, port.receive)
+    prepare(name)
+    port.work()
 
 
 if __name__ == "__main__":

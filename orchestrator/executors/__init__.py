@@ -137,6 +137,7 @@ class Slot:
     name: str
     threads: int
     devices: tuple[str, ...] = ()
+    host: str = ""  # its machine, if that may be another than this one
 
 
 class Executor(Protocol):

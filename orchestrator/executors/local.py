@@ -129,10 +129,10 @@ class LocalExecutor:
         self._take(slot, self._made(slot, server))
 
     def _made(self, slot: Slot, server: ForkServer | None) -> Child | Forked:
-        log, environment = self._logs / f"{slot.name}.log", _environment(slot)
+        log, chosen = self._logs / f"{slot.name}.log", environment(slot)
         if server is not None:
-            return server.fork(WORKER, [slot.name], log=log, environment=environment)
-        return spawn(WORKER, [slot.name], log=log, environment=environment)
+            return server.fork(WORKER, [slot.name], log=log, environment=chosen)
+        return spawn(WORKER, [slot.name], log=log, environment=chosen)
 
     def _take(self, slot: Slot, child: Child | Forked) -> None:
         self._children[slot.name] = child
@@ -177,7 +177,7 @@ class LocalExecutor:
         return [TrialFailed(trial=job.trial, attempt=job.attempt, reason=Reason.LOST, message=f"{slot.name} {how}")]
 
 
-def _environment(slot: Slot) -> dict[str, str]:
+def environment(slot: Slot) -> dict[str, str]:
     """What must be set before torch is imported."""
     threads = str(slot.threads)
     chosen = {"OMP_NUM_THREADS": threads, "MKL_NUM_THREADS": threads, "CUBLAS_WORKSPACE_CONFIG": ":4096:8"}

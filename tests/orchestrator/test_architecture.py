@@ -27,7 +27,7 @@ LAYERS = [
     {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
-    {"executors", "executors.inline", "executors.local"},
+    {"executors", "executors.inline", "executors.local", "executors.ray_cluster", "executors.ray_worker"},
     {"study_catalogue"},
     {"study"},
     {"compatibility"},
@@ -40,6 +40,7 @@ LAYERS = [
 ]
 ALLOWED_UPWARDS = {
     ("executors.inline", "worker"),  # the inline executor runs a worker's code in its own thread
+    ("executors.ray_worker", "worker"),  # a worker's code as an actor
     ("store", "leases"),  # for types only
 }
 THIRD_PARTY = {
@@ -50,6 +51,7 @@ THIRD_PARTY = {
     "onnxruntime": {"inference"},
     "hydra": {"overrides"},
     "ruamel": {"study_files"},
+    "ray": {"executors.ray_cluster"},
     "rich": {"live", "render"},
     "typer": {"cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
 }

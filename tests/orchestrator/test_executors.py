@@ -25,10 +25,12 @@ from orchestrator.executors import (
     encode,
 )
 from orchestrator.executors.inline import InlineExecutor
-from orchestrator.executors.local import LocalExecutor, _environment, num_cores, plan_slots
+from orchestrator.executors.local import LocalExecutor, environment, num_cores, plan_slots
 from orchestrator.forkserver import worker_server
 from orchestrator.sweep import _device
 from orchestrator.tables import Reason
+from tests.support import ray_cluster
+from tests.support.orch import wait_until
 
 SHORT = {"epochs": 1, "data": "digits", "split_seed": 0}
 COUNTING = str(Path(__file__).parents[1] / "support" / "counting.py")
@@ -48,16 +50,39 @@ def server():
         yield made
 
 
-@pytest.fixture(scope="module", params=["inline", pytest.param("spawned", marks=pytest.mark.slow), "forked"])
+@pytest.fixture(scope="module")
+def cluster(home):
+    with ray_cluster.running(2) as made, ray_cluster.with_token():
+        yield made
+
+
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("spawned", "ray")]
+
+
+@pytest.fixture(scope="module", params=["inline", "forked", *SLOW])
 def executor(request, home):
     if request.param == "inline":
         made = InlineExecutor(threads=1)
     elif request.param == "spawned":
         made = local(home)
+    elif request.param == "ray":
+        made = on_ray(request.getfixturevalue("cluster"), home)
     else:
         made = local(home, request.getfixturevalue("server"))
     yield made
     made.close()
+
+
+def on_ray(cluster, home, workers=1):
+    from orchestrator.executors.ray_cluster import RayExecutor
+
+    made = RayExecutor(cluster.address, workers, home=home, logs=home / "logs", num_useful=workers)
+    collect_slots(made, workers)
+    return made
+
+
+def collect_slots(executor, count):
+    wait_until(lambda: executor.events(0.1) == [] and len(executor.free_slots()) == count, what=f"{count} workers")
 
 
 def local(tmp_path, server=None, workers=1):
@@ -327,7 +352,7 @@ def test_slot_gets_as_many_devices_as_a_trial_takes():
 def test_trial_on_two_gpus_is_recorded_with_both():
     slot = Slot(name="worker-0", threads=2, devices=("4", "7"))
     assert _device({"device": "auto"}, slot) == "cuda:4,7"
-    assert _environment(slot)["CUDA_VISIBLE_DEVICES"] == "4,7"
+    assert environment(slot)["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 
 @pytest.mark.parametrize(
