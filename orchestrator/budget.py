@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from orchestrator import overrides, pruning
+from orchestrator import confirm, overrides, pruning
 from orchestrator.errors import UsageError, refused
 from orchestrator.points import MAX_COUNTED, num_values, plain_ranges
 from recipes.config import Part
@@ -34,22 +34,28 @@ class Budget(Part):
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
     max_epochs_total: int = Field(0, ge=0, description="stop after so many epochs of all trials; 0 is never")
     max_failures: int = Field(0, ge=0, description="stop when so many trials failed by an error; 0 is never")
-    target: float | None = Field(None, description="stop when a trial has ended at least as well; none is never")
+    target_value: float | None = Field(None, description="stop when a trial has ended at least as well; none is never")
     patience: int = Field(0, ge=0, description="stop when so many trials in a row were no better; 0 is never")
     sampler: SamplerName = Field("auto", description="how parameters are drawn; auto is gp or tpe")
     pruner: str = Field("asha", description="which trials are stopped early, or paused")
+    confirm: str = Field("none", description="leaders trained again with further seeds, as in 3x5; the best mean wins")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
 
     @property
     def has_limits(self) -> bool:
         """Whether the study may end before all trials are done, but for the time."""
-        return bool(self.max_epochs_total or self.max_failures or self.patience or self.target is not None)
+        return bool(self.max_epochs_total or self.max_failures or self.patience or self.target_value is not None)
 
     @property
     def where(self) -> tuple[str, str, int]:
         """What decides on which workers it runs."""
         return self.executor, self.address, self.workers
+
+    @property
+    def confirmations(self) -> tuple[int, int]:
+        """How many leaders are trained again, and with how many further seeds each."""
+        return confirm.parse(self.confirm)
 
     @property
     def num_exports(self) -> int:
@@ -74,8 +80,8 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     """
     changed: dict[str, Any] = {"trials": 1, "pruner": "none", "export": "best"} if single else {}
     for key in [key for key in typed if key in BUDGET_KEYS]:
-        if single and key == "trials":
-            raise UsageError("trials belongs to `orch sweep`; `orch train` runs one")
+        if single and key in {"trials", "confirm"}:
+            raise UsageError(f"{key} belongs to `orch sweep`; `orch train` runs one trial")
         field, text = BUDGET_KEYS[key], overrides.split(typed.pop(key))[1]
         try:
             changed[field] = _READERS.get(key, str)(_added(text, start, field) if key in COUNTS else text)
@@ -161,6 +167,11 @@ def _read_export(text: str) -> str:
     return text
 
 
+def _read_confirm(text: str) -> str:
+    confirm.parse(text)
+    return text
+
+
 def _read_pruner(text: str) -> str:
     pruning.make(text)
     return text
@@ -171,5 +182,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "address": _read_address,
     "timeout": _read_seconds,
     "pruner": _read_pruner,
+    "confirm": _read_confirm,
     "export": _read_export,
 }

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import dataclasses
 from typing import TYPE_CHECKING, Any
 
+from orchestrator import confirm
 from orchestrator.tables import State
 from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from orchestrator.confirm import Confirmed
     from orchestrator.tables import Epoch, Study, Trial
 
 _ORDER = (State.COMPLETE, State.PRUNED, State.RUNNING, State.PAUSED, State.WAITING, State.FAILED)
@@ -21,9 +24,21 @@ def best_epoch(epochs: Sequence[Epoch], objective: str) -> Epoch | None:
 
 
 def ranked(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
-    """Complete trials, the best first: by value, then lower val_loss of the best epoch, then lower number."""
-    complete = [trial for trial in trials if trial.state is State.COMPLETE]
+    """Complete trials, the best first: those that further seeds confirm by their mean, then all others by value."""
+    trials = list(trials)
+    seeds = confirm.confirmed(trials)
+    return sorted(by_value(trials, epochs), key=lambda trial: _standing(seeds.get(trial.number)))
+
+
+def by_value(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
+    """Complete trials by value, then lower val_loss of the best epoch, then lower number; no further seeds of any."""
+    complete = [trial for trial in trials if trial.state is State.COMPLETE and trial.confirms is None]
     return sorted(complete, key=lambda trial: _rank(trial, epochs))
+
+
+def _standing(seeds: Confirmed | None) -> tuple[int, int, float]:
+    """Before others where seeds were tried, and of those the ones with which none failed."""
+    return (1, 0, 0.0) if seeds is None else (0, seeds.num_failed, -seeds.mean)
 
 
 def leaderboard(
@@ -34,11 +49,21 @@ def leaderboard(
 ) -> list[dict[str, Any]]:
     """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs.
 
-    A field that a trial did not draw, since the condition in the study's `space` did not hold, is None there.
+    A field that a trial did not draw, since the condition in the study's `space` did not hold, is None there. A row
+    of a further seed says whom it `confirms`; what all of them say is `confirmed` in the row of that trial.
     """
+    seeds = confirm.confirmed(trials)
     conditional = {name for name, searched in (space or {}).items() if searched.get("when")}
-    differing = _differing(trials)
-    ordered = sorted(trials, key=lambda trial: (_ORDER.index(trial.state), *_rank(trial, epochs)))
+    differing = _differing([trial for trial in trials if trial.confirms is None])
+    ordered = sorted(
+        trials,
+        key=lambda trial: (
+            trial.confirms is not None,
+            _ORDER.index(trial.state),
+            _standing(seeds.get(trial.number)),
+            *_rank(trial, epochs),
+        ),
+    )
     return [
         {
             "trial": trial.number,
@@ -54,6 +79,8 @@ def leaderboard(
             "reason": trial.reason.value if trial.reason else None,
             "message": trial.message,
             "run_id": run_ids.get(trial.number),
+            "confirms": trial.confirms,
+            "confirmed": dataclasses.asdict(seeds[trial.number]) if trial.number in seeds else None,
         }
         for trial in ordered
     ]
@@ -62,14 +89,19 @@ def leaderboard(
 def status(
     study: Study, trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], run_ids: Mapping[int, str]
 ) -> dict[str, Any]:
-    """One study in numbers: trials in each state, epochs trained, and the best trial (None before there is one)."""
+    """One study in numbers: trials in each state, further seeds of leaders, epochs trained.
+
+    `best` is the best trial, or None before there is one.
+    """
     leaders = ranked(trials, epochs)
+    drawn = [trial for trial in trials if trial.confirms is None]
     return {
         "study": study.name,
         "recipe": study.recipe,
         "data": study.data,
         "total": study.spec["budget"]["trials"],
-        "states": {state.value: sum(trial.state is state for trial in trials) for state in State},
+        "states": {state.value: sum(trial.state is state for trial in drawn) for state in State},
+        "confirming": len(trials) - len(drawn),
         "epochs_trained": sum(map(len, epochs.values())),
         "best": _best(leaders[0], run_ids) if leaders else None,
     }

@@ -43,7 +43,9 @@ class Tally:
         self._since = time.monotonic()
 
     def add(self, trial: Trial) -> None:
-        """Count a trial that ended or is paused."""
+        """Count a trial that ended or is paused, but no further seed of a leader."""
+        if trial.confirms is not None:
+            return
         self.paused.discard(trial.number)
         if trial.state.finished:
             self._counts[trial.state] += 1

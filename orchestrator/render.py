@@ -22,24 +22,49 @@ WIDE = 1000  # columns of a pipe, which has no edge
 
 
 def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = None) -> None:
-    """Print the ranked trials of a study, or the first `limit`: a column a parameter, or one for all in little room."""
+    """Print the ranked trials of a study, or the first `limit`: a column a parameter, or one for all in little room.
+
+    What further seeds say of a trial stands beside its value; they have no rows of their own.
+    """
     console = _console()
+    rows = [row for row in rows if row["confirms"] is None]
     names = list(rows[0]["params"]) if rows else []
     objective = rows[0]["objective"] if rows else "value"
     shown = rows[:limit]
+    seeds = ["further seeds"] if any(row["confirmed"] for row in rows) else []
     table = _table(
-        ["trial", objective, *names, "epochs", "seconds", "state"],
-        [[*_figures(row)[:2], *(short(row["params"][name]) for name in names), *_figures(row)[2:]] for row in shown],
+        ["trial", objective, *seeds, *names, "epochs", "seconds", "state"],
+        [
+            [
+                *_figures(row)[:2],
+                *_mean(row, seeds),
+                *(short(row["params"][name]) for name in names),
+                *_figures(row)[2:],
+            ]
+            for row in shown
+        ],
     )
     # Measured as in a pipe: a console takes no table for wider than itself.
     if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
         table = _table(
-            ["trial", objective, "epochs", "seconds", "state", "parameters"],
-            [[*_figures(row), short({k: v for k, v in row["params"].items() if v is not None})] for row in shown],
+            ["trial", objective, *seeds, "epochs", "seconds", "state", "parameters"],
+            [
+                [
+                    *(*_figures(row)[:2], *_mean(row, seeds), *_figures(row)[2:]),
+                    short({k: v for k, v in row["params"].items() if v is not None}),
+                ]
+                for row in shown
+            ],
         )
     console.print(table)
     if len(rows) > len(shown):
         print(f"… and {len(rows) - len(shown)} more: orch compare")
+
+
+def _mean(row: Mapping[str, Any], seeds: Sequence[str]) -> list[str]:
+    """What further seeds say of a row, where there is a column for it."""
+    said = row["confirmed"]
+    return [("{mean:.4f} ({low:.4f} to {high:.4f})".format_map(said) if said else "") for _ in seeds]
 
 
 def _figures(row: Mapping[str, Any]) -> list[str]:

@@ -44,7 +44,7 @@ def results_of(
     """What another study's trials teach a search of `space`: those with the objective, and with all fields inside."""
     found = []
     for trial in trials:
-        if trial.state.finished and objective_of(trial.config) == objective:
+        if trial.state.finished and trial.confirms is None and objective_of(trial.config) == objective:
             params = _inside(space, trial.config)
             found.append(result(trial, epochs.get(trial.number, []), params) if params is not None else None)
     return tuple(each for each in found if each is not None)

@@ -323,7 +323,14 @@ class Record:
             session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
 
     def add_trial(
-        self, lease: Lease, study_id: int, *, params: dict[str, Any], config: dict[str, Any], threads: int
+        self,
+        lease: Lease,
+        study_id: int,
+        *,
+        params: dict[str, Any],
+        config: dict[str, Any],
+        threads: int,
+        confirms: int | None = None,
     ) -> Trial:
         """Write the next trial of a study, waiting; the record gives it its number."""
         trial = Trial(
@@ -332,6 +339,7 @@ class Record:
             params=params,
             config=config,
             threads=threads,
+            confirms=confirms,
             created_at=time.time(),
         )
         return self._add_trial(lease, trial)

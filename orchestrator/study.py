@@ -111,6 +111,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     possible = Feasible(recipe.config_type, flat, space, told.constraints)
     compatibility.check_needs(recipe, possible, space)
     check_sampler(budget, space)
+    _check_confirm(budget, flat)
     queue = starts.queue(beginning, space, flat, fields.defaults(recipe), possible.complaint)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
     if useless := compatibility.useless_fields(recipe, flat, space, set(typed) & {*told.space, *told.fixed}):
@@ -150,6 +151,7 @@ def change_budget(study: Study, arguments: Sequence[str]) -> Study:
         key = next(iter(typed))
         raise UsageError(f"{key} cannot be changed in an existing study; allowed: {', '.join(BUDGET_KEYS)}")
     check_sampler(budget, study.space)
+    _check_confirm(budget, study.fixed)
     return study.model_copy(update={"budget": budget})
 
 
@@ -213,6 +215,13 @@ def _load_recipe(argument: str) -> recipes.Recipe:
     if not reference:
         raise UsageError(f"recipe= is missing; known: {', '.join(recipes.names())}, or a path to a .py file")
     return catalogue.load(reference)
+
+
+def _check_confirm(budget: Budget, fixed: Mapping[str, Scalar]) -> None:
+    if budget.confirm != "none" and "seed" not in fixed:
+        raise UsageError(
+            f"confirm={budget.confirm} trains with further seeds; this study has no one seed to go on from"
+        )
 
 
 def _fingerprints(config: Mapping[str, Scalar]) -> tuple[str, str]:

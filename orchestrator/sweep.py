@@ -7,6 +7,7 @@ moment: an epoch counts once it is recorded, a trial once its manifest is.
 from __future__ import annotations
 
 import contextlib
+import math
 import shutil
 import socket
 import time
@@ -14,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import compare, control, limits, pruning, recorded, tables
+from orchestrator import compare, confirm, control, limits, pruning, recorded, tables
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
     EpochEnded,
@@ -32,7 +33,7 @@ from orchestrator.leaders import Leaders
 from orchestrator.leases import Holding, Lease, mark_paused, study_lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
-from orchestrator.pruning import AshaPause, Ladder, Rung
+from orchestrator.pruning import AshaPause, Ladder, NoPruner, Rung
 from orchestrator.roster import Roster
 from orchestrator.search import Search
 from orchestrator.signals import Signals
@@ -113,6 +114,7 @@ class _Coordinator:
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server, self._executor, self._make_mirror = server, executor, make_mirror
         self._trials = Roster()
+        self._confirming: set[int] = set()  # those of them that are further seeds of a leader
         self._epochs: dict[int, list[tables.Epoch]] = {}
         self._rungs: dict[int, Rung[float]] = {}  # epoch -> trial -> value
         self._ladder = Ladder()  # who may be promoted, where the pruner pauses
@@ -154,7 +156,7 @@ class _Coordinator:
             self._monitor.started(self._study, executor.slots, list(self._trials.values()))
             self._train(executor, mirror)
             if self._wants == "go on" and self._has_ended():
-                self._tell_if_used_up()
+                self._tell_if_few()
                 self._leaders.export(self._missing_exports(), executor, lambda: self._events(executor, mirror))
             return self._wants == "go on"
 
@@ -175,10 +177,14 @@ class _Coordinator:
             self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
         self._epochs = self._record.epochs(self._row.id)
         self._read_trials()
-        for number, epochs in self._epochs.items():
-            for epoch in epochs:
+        for number in self._drawn():
+            for epoch in self._epochs.get(number, []):
                 self._rungs.setdefault(epoch.number, Rung()).add(number, epoch.metrics[self._study.objective])
-        self._search.restore(list(self._trials.values()), self._epochs)
+        self._search.restore([self._trials[number] for number in self._drawn()], self._epochs)
+
+    def _drawn(self) -> list[int]:
+        """The numbers of all trials but the further seeds of leaders, which no sampler and no rung is told of."""
+        return sorted(self._trials.keys() - self._confirming)
 
     def _read_trials(self) -> None:
         for trial in self._record.trials(self._row.id):
@@ -203,7 +209,11 @@ class _Coordinator:
 
     def _wants_more(self) -> bool:
         """Whether there are trials to draw: no configuration is run twice, and some spaces have but few."""
-        return len(self._trials) < self._study.budget.trials and not self._search.used_up
+        return self._num_drawn < self._study.budget.trials and not self._search.used_up and self._limit() is None
+
+    @property
+    def _num_drawn(self) -> int:
+        return len(self._trials) - len(self._confirming)
 
     def _limit(self) -> Limit | None:
         """The limit of the budget that is reached."""
@@ -216,21 +226,29 @@ class _Coordinator:
     def _has_ended(self) -> bool:
         """Whether there is a result: all trials have ended, or enough of them."""
         limit = self._limit()
-        return self._is_complete() or (limit is not None and limit.ends_well)
+        return self._is_complete() or (limit is not None and limit.stops and limit.ends_well)
 
     def _missing_exports(self) -> list[tables.Trial]:
         return self._leaders.missing(self._trials.values(), self._epochs)
 
     def _is_complete(self) -> bool:
+        return self._all_drawn_ended() and not self._unconfirmed()
+
+    def _all_drawn_ended(self) -> bool:
         return self._trials.num_finished == len(self._trials) and not self._wants_more()
 
-    def _tell_if_used_up(self) -> None:
-        if self._is_complete() and len(self._trials) < self._study.budget.trials:
-            few = f"the space has no more than {len(self._trials)} configurations"
-            self._monitor.note(f"{few}, fewer than trials={self._study.budget.trials}; each is run once")
+    def _tell_if_few(self) -> None:
+        """Say why a study is complete with fewer trials than were asked for."""
+        if not self._is_complete() or self._num_drawn >= self._study.budget.trials:
+            return
+        few = f"the space has no more than {self._num_drawn} configurations"
+        used_up = f"{few}, fewer than trials={self._study.budget.trials}; each is run once"
+        limit = self._limit()
+        self._monitor.note(f"{limit.reason}; no more are begun" if limit else used_up)
 
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
-        limit = None if self._is_complete() else self._limit()
+        is_whole = self._is_complete() and self._num_drawn >= self._study.budget.trials
+        limit = None if is_whole else self._limit()
         return Outcome(
             study=self._row,
             was_complete=was_complete,
@@ -246,8 +264,9 @@ class _Coordinator:
         if self._study.budget.executor == "inline":
             return InlineExecutor(threads=num_cores())
         device = str(self._study.fixed.get("device", "auto"))
-        num_ended = sum(trial.state.finished for trial in self._trials.values())
-        num_left = max(1, self._study.budget.trials - num_ended)  # 1: there may be an export to do
+        num_confirming = math.prod(self._study.budget.confirmations)
+        num_left = self._study.budget.trials + num_confirming - self._trials.num_finished
+        num_left = max(1, num_left)  # there may be an export to do
         num_devices = int(self._study.fixed.get("devices", 1))
         if self._study.budget.executor == "ray":
             return self._start_ray(device, num_left, num_devices)
@@ -277,14 +296,15 @@ class _Coordinator:
             if seconds and time.monotonic() - self._started_at >= seconds:
                 self._monitor.note("time is up; what is not finished waits for the next run")
                 return
-            if limit := self._limit():
+            if (limit := self._limit()) and limit.stops:
                 self._monitor.note(f"{limit.reason}; what is not finished waits")
                 return
             self._fill(executor)
             # With nothing running, a free slot that got nothing says that there is nothing to send.
             if not self._trials.count(State.RUNNING) and executor.free_slots():
-                self._prune_paused()
-                return
+                if not self._prune_paused():
+                    return
+                continue
             events = self._allowed(self._events(executor, mirror))
             self._record_epochs(events)
             for event in events:
@@ -358,7 +378,7 @@ class _Coordinator:
         self._row = recorded.write(self._record, self._lease, study)
         self._set_out(study)
         self._read_trials()
-        self._search.restore([self._trials[number] for number in sorted(self._trials)], self._epochs)
+        self._search.restore([self._trials[number] for number in self._drawn()], self._epochs)
         if self._wants == "go on" and study.budget.where != former.where:
             self._wants = "begin anew"
         self._begin_anew_if_idle()
@@ -383,8 +403,40 @@ class _Coordinator:
             return promoted
         if self._wants_more():
             return self._new_trial(slot)
+        if self._all_drawn_ended():
+            self._add_further_seeds()
+            return self._trials.first(State.WAITING)
         # Rungs that stay too small for a promotion must not leave a study without a winner.
         return None if self._trials.count(State.RUNNING) else self._promoted(num_kept=1)
+
+    def _unconfirmed(self) -> dict[int, list[int]]:
+        """Leader -> the seeds with which it is still to be trained."""
+        num_leaders, num_seeds = self._study.budget.confirmations
+        if not num_leaders:
+            return {}
+        trials = list(self._trials.values())
+        leaders = compare.by_value(trials, self._epochs)[:num_leaders]
+        missing = {leader.number: confirm.missing_seeds(leader, trials, num_seeds) for leader in leaders}
+        return {number: seeds for number, seeds in missing.items() if seeds}
+
+    def _add_further_seeds(self) -> None:
+        """Let the leaders be trained with further seeds, all in one go: a mean of some of them would be none."""
+        missing = self._unconfirmed()
+        for number, seeds in missing.items():
+            leader = self._trials[number]
+            for seed in seeds:
+                trial = self._record.add_trial(
+                    self._lease,
+                    self._row.id,
+                    params=leader.params,
+                    config={**leader.config, "seed": seed},
+                    threads=leader.threads,
+                    confirms=number,
+                )
+                self._put(trial)
+        if missing:
+            told = ", ".join(f"trial {number} with {len(seeds)}" for number, seeds in missing.items())
+            self._monitor.note(f"further seeds tell luck from merit: {told}")
 
     def _promoted(self, num_kept: int = 0) -> tables.Trial | None:
         """The paused trial that goes on next."""
@@ -394,10 +446,15 @@ class _Coordinator:
         return None if number is None else self._trials[number]
 
     def _put(self, trial: tables.Trial) -> None:
-        """Take in a trial as it is now, and its place on the ladder; one that failed stands in nobody's way."""
+        """Take in a trial as it is now, and its place on the ladder."""
         self._trials[trial.number] = trial
-        if not isinstance(self._pruner, AshaPause):
-            return
+        if trial.confirms is not None:
+            self._confirming.add(trial.number)
+        elif isinstance(self._pruner, AshaPause):
+            self._put_on_ladder(trial)
+
+    def _put_on_ladder(self, trial: tables.Trial) -> None:
+        """One that failed stands in nobody's way."""
         self._ladder.drop(trial.number)
         epochs = self._epochs.get(trial.number, []) if trial.state is not State.FAILED else []
         for epoch in epochs:
@@ -417,7 +474,8 @@ class _Coordinator:
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
         worker = f"{slot.host or socket.gethostname()}/{slot.name}"
-        decision_epochs = self._pruner.decision_epochs(trial.number, self._max_epochs(trial))
+        pruner = self._pruner if trial.confirms is None else NoPruner()
+        decision_epochs = pruner.decision_epochs(trial.number, self._max_epochs(trial))
         recorded = self._epochs.get(trial.number, [])
         if trial.state is State.PAUSED and isinstance(self._pruner, AshaPause):  # it is decided that it leaves its rung
             decision_epochs = tuple(epoch for epoch in decision_epochs if epoch > len(recorded))
@@ -490,8 +548,9 @@ class _Coordinator:
         trial = self._trials[event.trial]
         if (epoch := self._unhandled.pop((event.trial, event.number), None)) is not None:
             self._epochs.setdefault(event.trial, []).append(epoch)
-            self._rungs.setdefault(event.number, Rung()).add(event.trial, event.metrics[self._study.objective])
-            if isinstance(self._pruner, AshaPause):
+            if trial.confirms is None:
+                self._rungs.setdefault(event.number, Rung()).add(event.trial, event.metrics[self._study.objective])
+            if trial.confirms is None and isinstance(self._pruner, AshaPause):
                 self._ladder.reach(event.trial, event.number, self._rank(epoch))
             self._monitor.epoch_ended(trial, event)
         if event.number in self._decision_epochs[event.trial]:
@@ -540,12 +599,14 @@ class _Coordinator:
         self._drop_earlier(event.trial, event.attempt)
         self._told(event.trial)
 
-    def _prune_paused(self) -> None:
-        """End what is paused when nothing else is left to do: each is pruned at its rung."""
-        for trial in self._trials.in_state(State.PAUSED):
+    def _prune_paused(self) -> bool:
+        """End what is paused when nothing else is left to do, each at its rung; whether there was any."""
+        paused = self._trials.in_state(State.PAUSED)
+        for trial in paused:
             self._record.prune_paused(self._lease, trial)
             self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
             self._told(trial.number)
+        return bool(paused)
 
     def _drop_checkpoints(self, trial: int, attempt: int) -> None:
         """Free what only a resume would have needed, now that the result is recorded."""
@@ -591,7 +652,8 @@ class _Coordinator:
 
     def _told(self, number: int) -> None:
         trial = self._refresh(number)
-        self._search.tell(trial, self._epochs.get(number, []))
+        if trial.confirms is None:
+            self._search.tell(trial, self._epochs.get(number, []))
         self._monitor.trial_ended(trial)
 
 

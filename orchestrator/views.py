@@ -39,6 +39,9 @@ class Summary:
         winner = self.rows[0] if self.folder else None
         if winner:
             lines.append(f"winner    trial {winner['trial']}, {winner['objective']} {winner['value']:.4f}")
+            if seeds := winner["confirmed"]:
+                mean = "mean {mean:.4f}, 95% interval {low:.4f} to {high:.4f}".format_map(seeds)
+                lines.append(f"seeds     {seeds['num_seeds']} further ones: {mean}")
             lines.append(f"files     {self.folder}")
         if self.max_difference is not None:
             lines.append(f"ONNX      differs from PyTorch by at most {self.max_difference:.1e}")
@@ -58,9 +61,10 @@ def summarise(record: Record, settings: Settings, study: Study) -> Summary:
     trials, epochs = record.trials(study.id), record.epochs(study.id)
     leaders = compare.ranked(trials, epochs)
     export = record.exports(study.id).get(leaders[0].number) if leaders else None
+    rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), study.spec.get("space"))
     return Summary(
         study=study.name,
-        rows=compare.leaderboard(trials, epochs, record.run_ids(study.id), study.spec.get("space")),
+        rows=[row for row in rows if row["confirms"] is None],
         folder=_last_folder(record, settings, study, leaders[0].number) if leaders else "",
         max_difference=export.max_difference if export else None,
         num_broken=sum(t.state is State.FAILED and t.reason in {Reason.ERROR, Reason.LOST} for t in trials),

@@ -24,8 +24,8 @@ def sweep(keys: Keys) -> None:
     What: recipe, data, split_seed, seed, study (its name). How: sampler (auto, tpe, gp, cmaes, qmc, nsga2, grid,
     random), pruner (asha, asha-pause, median, hyperband, none, …), default_first, enqueue (FILE), warm_start (STUDY).
     Where: executor (local, inline, ray), address, workers. Until: trials, timeout (as in 2h), max_epochs_total,
-    max_failures, target, patience. Then: export (top:K, best, all, none). A trial that fails by an error is tried
-    again: retries.
+    max_failures, target_value, patience. Then: confirm (as in 3x5), export (top:K, best, all, none).
+    A trial that fails by an error is tried again: retries.
 
     Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
     optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).

@@ -48,6 +48,7 @@ def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
         "orch_version": versions.get("orch"),
         "torch_version": versions.get("torch"),
         "trial": trial.number,
+        "confirms": trial.confirms,
         "state": trial.state.value,
         "attempts": len(snapshot.attempts),
         "worker": snapshot.attempts[-1].worker if snapshot.attempts else None,

@@ -33,7 +33,7 @@ LAYERS = [
     {"compatibility"},
     {"fields"},
     {"catalogue", "feasible", "starts", "budget"},
-    {"study_files", "overrides", "pruning", "points", "roster"},
+    {"study_files", "overrides", "pruning", "points", "roster", "confirm"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes"},
     {"errors"},

@@ -245,8 +245,10 @@ def test_json_of_a_record_is_whole_and_alone(recorded):
         "data": "digits",
         "total": 4,
         "states": {"waiting": 0, "running": 0, "paused": 0, "complete": 1, "pruned": 1, "failed": 1},
+        "confirming": 0,
         "epochs_trained": 4,
         "best": best,
+        "process": None,
     }
     assert recorded.json("status", "cnn-digits")["best"] is None
     assert [row["study"] for row in recorded.json("ls")] == ["cnn-digits", NAME]

@@ -28,8 +28,8 @@ ONE_OF_EACH = [
 @pytest.mark.parametrize(
     ("limits", "reason", "ends_well"),
     [
-        ({"target": 0.7}, "trial 0 has val_accuracy 0.7000, and target=0.7 is reached", True),
-        ({"target": 0.71}, None, None),  # the better one was pruned, and has no weights to promote
+        ({"target_value": 0.7}, "trial 0 has val_accuracy 0.7000, and target_value=0.7 is reached", True),
+        ({"target_value": 0.71}, None, None),  # the better one was pruned, and has no weights to promote
         ({"max_epochs_total": 20}, "20 epochs are trained, all that max_epochs_total=20 allows", True),
         ({"max_epochs_total": 21}, None, None),
         ({"patience": 2}, "2 trials in a row were no better than trial 0, as patience= says", True),
@@ -64,8 +64,8 @@ def test_nothing_is_trained_beyond_the_most_epochs_and_a_larger_number_goes_on(o
 
 
 def test_target_ends_the_study_with_its_leader_exported(orch):
-    done = orch(*orch.counting(trials=6, epochs=2, workers=1, sampler="random", target="0.1", export="best"))
-    assert "and target=0.1 is reached" in done.stdout
+    done = orch(*orch.counting(trials=6, epochs=2, workers=1, sampler="random", target_value="0.1", export="best"))
+    assert "and target_value=0.1 is reached" in done.stdout
     assert "ONNX      differs from PyTorch" in done.stdout
     assert "next      orch ui  ·  orch promote s" in done.stdout
     assert orch.recorded() == {0: [1, 2]}

@@ -25,6 +25,8 @@ def row(trial, value=0.5, reason=None, **params):
         "seconds": 1.25,
         "state": "failed" if reason else "complete",
         "reason": reason,
+        "confirms": None,
+        "confirmed": None,
     }
 
 
@@ -100,7 +102,7 @@ def test_leaderboard_wider_than_the_terminal_puts_parameters_into_one_column():
         "from orchestrator import render\n"
         "params = {f'parameter_{n}': n / 7 for n in range(12)}\n"
         "row = {'trial': 1, 'objective': 'val_accuracy', 'value': .5, 'epochs': 3, 'seconds': 1.0}\n"
-        "row |= {'state': 'complete', 'reason': None}\n"
+        "row |= {'state': 'complete', 'reason': None, 'confirms': None, 'confirmed': None}\n"
         "render.show_leaderboard([{**row, 'params': params}])\n"
     )
     ours, theirs = pty.openpty()

@@ -108,7 +108,7 @@ def test_study_file_of_the_current_directory_wins(folder):
 
 def test_study_keys_are_read_by_their_own_types():
     budget = load(
-        ["recipe=cnn", "trials=+50", "workers=auto", "timeout=1.5h", "pruner=median", "sampler=random", "export=top:5"]
+        ["recipe=cnn", "trials=50", "workers=auto", "timeout=1.5h", "pruner=median", "sampler=random", "export=top:5"]
     ).budget
     assert (budget.trials, budget.workers, budget.timeout_seconds) == (50, 0, 5400)
     assert (budget.pruner, budget.sampler, budget.export, budget.num_exports) == ("median", "random", "top:5", 5)
