@@ -49,7 +49,7 @@ class Way(Protocol):
 
 
 class Ours:
-    """One of our pruners, called as `orchestrator.sweep` calls it."""
+    """One of our pruners, called as `orchestrator.coordinator` calls it."""
 
     def __init__(self, pruner: pruning.Pruner, found: Curves) -> None:
         self._pruner, self._curves = pruner, found

@@ -29,7 +29,7 @@ import machine
 from mlflow import MlflowClient
 from simulated import NUM_REPORTS, SimulatedExecutor, Watch, load_study
 
-from orchestrator import mirror, pruning, sweep
+from orchestrator import coordinator, mirror, pruning
 from orchestrator.leases import Holding
 from orchestrator.mirrors import Place
 from orchestrator.mirrors.mlflow_store import opening_store
@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from orchestrator.sweep import Monitor
+    from orchestrator.monitor import Monitor
 
 OF_OPTUNA, OF_RAY = 1 / 5, 1 / 15
 NUM_SLOTS = 2
@@ -117,7 +117,9 @@ def _ours(home: Path, num_trials: int, *, split: dict[str, list[float]], pace: t
     executor = SimulatedExecutor(NUM_SLOTS, Watch(), pace=pace, equal=True)
     with _Timed(seconds):
         begun = _Begun()
-        sweep.run(study, settings, begun, executor=executor, make_mirror=functools.partial(_MlflowMirror, seconds))
+        coordinator.run(
+            study, settings, begun, executor=executor, make_mirror=functools.partial(_MlflowMirror, seconds)
+        )
     total = seconds.pop("finished at") - begun.at
     assert _num_runs(settings.tracking_uri, study.name) == num_trials + 1, "each has a run, and the study has one"
     seconds["rest"] = total - sum(spent for part, spent in seconds.items() if part != "mirror, beside the rest")
@@ -215,7 +217,7 @@ class _Begun:
     at = 0.0
 
     def started(self, *_: object) -> None:
-        """See `sweep.Monitor`."""
+        """See `monitor.Monitor`."""
         self.at = time.perf_counter()
 
     def __getattr__(self, name: str) -> Callable[..., None]:

@@ -24,7 +24,7 @@ from simulated import NoMirror, SimulatedExecutor, Watch, load_study
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' PostgreSQL server
 
-from orchestrator import sweep
+from orchestrator import coordinator
 from orchestrator.live import PlainMonitor
 from orchestrator.settings import Settings
 
@@ -92,7 +92,7 @@ def _swept(arguments: argparse.Namespace, settings: Settings) -> Gauge:
     gauge = Gauge(arguments.trials)
     executor = SimulatedExecutor(arguments.workers, gauge)
     with Path(os.devnull).open("w") as nowhere, contextlib.redirect_stdout(nowhere):
-        outcome = sweep.run(study, settings, PlainMonitor(), executor=executor, make_mirror=NoMirror)
+        outcome = coordinator.run(study, settings, PlainMonitor(), executor=executor, make_mirror=NoMirror)
     assert not outcome.timed_out, "all trials ended"
     return gauge
 

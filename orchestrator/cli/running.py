@@ -74,12 +74,11 @@ def _workers() -> contextlib.AbstractContextManager[ForkServer | None]:
 
 
 def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> None:
-    from orchestrator import live, render, views
-    from orchestrator import sweep as sweeps
+    from orchestrator import coordinator, live, render, views
 
     settings = the_settings()
     with live.monitor() as monitor:
-        outcome = sweeps.run(study, settings, monitor, server, resume=resume)
+        outcome = coordinator.run(study, settings, monitor, server, resume=resume)
     with open_record() as record:
         summary = views.summarise(record, settings, outcome.study)
     if outcome.was_complete and outcome.limit:

@@ -26,8 +26,8 @@ from orchestrator.executors import (
 )
 from orchestrator.executors.inline import InlineExecutor
 from orchestrator.executors.local import LocalExecutor, environment, num_cores, plan_slots
+from orchestrator.executors.start import device_of
 from orchestrator.forkserver import worker_server
-from orchestrator.sweep import _device
 from orchestrator.tables import Reason
 from tests.support import ray_cluster
 from tests.support.orch import wait_until
@@ -351,7 +351,7 @@ def test_slot_gets_as_many_devices_as_a_trial_takes():
 
 def test_trial_on_two_gpus_is_recorded_with_both():
     slot = Slot(name="worker-0", threads=2, devices=("4", "7"))
-    assert _device({"device": "auto"}, slot) == "cuda:4,7"
+    assert device_of({"device": "auto"}, slot) == "cuda:4,7"
     assert environment(slot)["CUDA_VISIBLE_DEVICES"] == "4,7"
 
 

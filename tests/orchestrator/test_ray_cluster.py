@@ -101,7 +101,7 @@ def test_without_ray_it_is_said_what_to_install(tmp_path):
 
 
 def test_command_line_does_not_import_ray():
-    code = "import sys, orchestrator.sweep; print('ray' in sys.modules)"
+    code = "import sys, orchestrator.coordinator; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout == "False\n"
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from orchestrator import sweep
+from orchestrator import coordinator
 from orchestrator.live import PlainMonitor
 from orchestrator.store import Record
 from tests.support.sweeps import settings_of
@@ -24,7 +24,7 @@ def test_sweep_over_a_given_executor_ends_every_trial_at_a_rung_or_the_end(simul
     settings = settings_of(tmp_path)
     study = simulated.load_study(trials=120, sampler="random", pruner=pruner)
     executor = simulated.SimulatedExecutor(40, simulated.Watch())
-    sweep.run(study, settings, PlainMonitor(), executor=executor, make_mirror=simulated.NoMirror)
+    coordinator.run(study, settings, PlainMonitor(), executor=executor, make_mirror=simulated.NoMirror)
     record = Record.open(settings.record_url)
     row = record.study(study.name)
     trials, epochs = record.trials(row.id), record.epochs(row.id)

@@ -13,7 +13,7 @@ import socket
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Literal
 
 from orchestrator import compare, confirm, control, limits, pruning, recorded, tables
 from orchestrator.errors import UnavailableError, UsageError
@@ -27,21 +27,19 @@ from orchestrator.executors import (
     TrialPaused,
     TrialSpec,
 )
-from orchestrator.executors.inline import InlineExecutor
-from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, visible_gpus
+from orchestrator.executors.start import device_of, placed, start_executor
 from orchestrator.leaders import Leaders
 from orchestrator.leases import Holding, Lease, mark_paused, study_lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
-from orchestrator.pruning import AshaPause, Ladder, NoPruner, Rung
-from orchestrator.roster import Roster
+from orchestrator.pruning import AshaPause, NoPruner
 from orchestrator.search import Search
 from orchestrator.signals import Signals
+from orchestrator.standing import Standing
 from orchestrator.store import Record
 from orchestrator.study import Study, change_budget, feasible
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
-from recipes.device import choose_device
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -113,34 +111,34 @@ class _Coordinator:
         self._row, self._settings = row, settings
         self._record, self._lease, self._monitor, self._signals = record, lease, monitor, signals
         self._server, self._executor, self._make_mirror = server, executor, make_mirror
-        self._trials = Roster()
-        self._confirming: set[int] = set()  # those of them that are further seeds of a leader
-        self._epochs: dict[int, list[tables.Epoch]] = {}
-        self._rungs: dict[int, Rung[float]] = {}  # epoch -> trial -> value
-        self._ladder = Ladder()  # who may be promoted, where the pruner pauses
         self._unhandled: dict[tuple[int, int], tables.Epoch] = {}  # trial and number -> on record, not yet judged
         self._decision_epochs: dict[int, tuple[int, ...]] = {}  # trial -> where its worker waits for a decision
         self._started_at = time.monotonic()
         self._wants: Literal["go on", "pause", "begin anew"] = "go on"  # what commands make of this run
         self._looked_at = 0.0  # when commands were last looked for
+        self._take_up()
         self._set_out(study)
 
     def _set_out(self, study: Study) -> None:
-        """Take a study as it is from now on."""
+        """Take a study as it is from now on, and its trials as they are on record."""
         self._study = study
         self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
         self._pruner = pruning.make(study.budget.pruner)
+        pauses = isinstance(self._pruner, AshaPause)
+        self._standing = Standing(self._record, self._row.id, study.objective, pauses=pauses)
         self._search = self._new_search()
+        self._search.restore(
+            [self._standing.trials[number] for number in self._standing.drawn()], self._standing.epochs
+        )
 
     def run(self) -> Outcome:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
-        self._take_up()
         if self._has_ended() and not self._missing_exports():
             return self._outcome(was_complete=True, lag=0)
         with self._make_mirror(self._study.name, self._settings, self._monitor) as mirror:
             while not self._did_all(mirror):
                 self._signals.at_second = [mirror.kill]
-                self._read_trials()
+                self._standing.read_trials()
                 if self._wants == "pause":
                     self._wait(mirror)
                 self._wants = "go on"
@@ -153,7 +151,7 @@ class _Coordinator:
             executor = self._start_executor()
             stack.callback(executor.close)
             self._signals.at_second = [mirror.kill, executor.close]
-            self._monitor.started(self._study, executor.slots, list(self._trials.values()))
+            self._monitor.started(self._study, executor.slots, list(self._standing.trials.values()))
             self._train(executor, mirror)
             if self._wants == "go on" and self._has_ended():
                 self._tell_if_few()
@@ -175,20 +173,6 @@ class _Coordinator:
         left = self._record.requeue_running(self._lease, self._row.id)
         if left:
             self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
-        self._epochs = self._record.epochs(self._row.id)
-        self._read_trials()
-        for number in self._drawn():
-            for epoch in self._epochs.get(number, []):
-                self._rungs.setdefault(epoch.number, Rung()).add(number, epoch.metrics[self._study.objective])
-        self._search.restore([self._trials[number] for number in self._drawn()], self._epochs)
-
-    def _drawn(self) -> list[int]:
-        """The numbers of all trials but the further seeds of leaders, which no sampler and no rung is told of."""
-        return sorted(self._trials.keys() - self._confirming)
-
-    def _read_trials(self) -> None:
-        for trial in self._record.trials(self._row.id):
-            self._put(trial)
 
     def _new_search(self) -> Search:
         study = self._study
@@ -209,19 +193,17 @@ class _Coordinator:
 
     def _wants_more(self) -> bool:
         """Whether there are trials to draw: no configuration is run twice, and some spaces have but few."""
-        return self._num_drawn < self._study.budget.trials and not self._search.used_up and self._limit() is None
-
-    @property
-    def _num_drawn(self) -> int:
-        return len(self._trials) - len(self._confirming)
+        return (
+            self._standing.num_drawn < self._study.budget.trials and not self._search.used_up and self._limit() is None
+        )
 
     def _limit(self) -> Limit | None:
         """The limit of the budget that is reached."""
         budget = self._study.budget
         if not budget.has_limits:
             return None
-        num_epochs = sum(map(len, self._epochs.values()))
-        return limits.reached(budget, self._trials.values(), num_epochs, self._study.objective)
+        num_epochs = self._standing.num_epochs()
+        return limits.reached(budget, self._standing.trials.values(), num_epochs, self._study.objective)
 
     def _has_ended(self) -> bool:
         """Whether there is a result: all trials have ended, or enough of them."""
@@ -229,25 +211,25 @@ class _Coordinator:
         return self._is_complete() or (limit is not None and limit.stops and limit.ends_well)
 
     def _missing_exports(self) -> list[tables.Trial]:
-        return self._leaders.missing(self._trials.values(), self._epochs)
+        return self._leaders.missing(self._standing.trials.values(), self._standing.epochs)
 
     def _is_complete(self) -> bool:
         return self._all_drawn_ended() and not self._unconfirmed()
 
     def _all_drawn_ended(self) -> bool:
-        return self._trials.num_finished == len(self._trials) and not self._wants_more()
+        return self._standing.trials.num_finished == len(self._standing.trials) and not self._wants_more()
 
     def _tell_if_few(self) -> None:
         """Say why a study is complete with fewer trials than were asked for."""
-        if not self._is_complete() or self._num_drawn >= self._study.budget.trials:
+        if not self._is_complete() or self._standing.num_drawn >= self._study.budget.trials:
             return
-        few = f"the space has no more than {self._num_drawn} configurations"
+        few = f"the space has no more than {self._standing.num_drawn} configurations"
         used_up = f"{few}, fewer than trials={self._study.budget.trials}; each is run once"
         limit = self._limit()
         self._monitor.note(f"{limit.reason}; no more are begun" if limit else used_up)
 
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
-        is_whole = self._is_complete() and self._num_drawn >= self._study.budget.trials
+        is_whole = self._is_complete() and self._standing.num_drawn >= self._study.budget.trials
         limit = None if is_whole else self._limit()
         return Outcome(
             study=self._row,
@@ -259,34 +241,10 @@ class _Coordinator:
         )
 
     def _start_executor(self) -> Executor:
-        if self._executor is not None:
-            return self._executor
-        if self._study.budget.executor == "inline":
-            return InlineExecutor(threads=num_cores())
-        device = str(self._study.fixed.get("device", "auto"))
-        num_confirming = math.prod(self._study.budget.confirmations)
-        num_left = self._study.budget.trials + num_confirming - self._trials.num_finished
-        num_left = max(1, num_left)  # there may be an export to do
-        num_devices = int(self._study.fixed.get("devices", 1))
-        if self._study.budget.executor == "ray":
-            return self._start_ray(device, num_left, num_devices)
-        gpus = visible_gpus(device)
-        slots = plan_slots(self._study.budget.workers, gpus, num_useful=num_left, num_devices=num_devices)
-        exports = self._study.budget.num_exports > 0
-        return LocalExecutor(slots, self._settings.logs / self._study.name, self._server, exports=exports)
-
-    def _start_ray(self, device: str, num_useful: int, num_devices: int) -> Executor:
-        from orchestrator.executors.ray_cluster import RayExecutor  # Ray need not be installed
-
-        return RayExecutor(
-            self._study.budget.address,
-            self._study.budget.workers,
-            home=self._settings.home,
-            logs=self._settings.logs / self._study.name,
-            num_useful=num_useful,
-            device=device,
-            num_devices=num_devices,
-        )
+        num_further = math.prod(self._study.budget.confirmations)
+        num_left = self._study.budget.trials + num_further - self._standing.trials.num_finished
+        # At least one: there may be an export to do.
+        return self._executor or start_executor(self._study, max(1, num_left), self._settings, self._server)
 
     # -- training
 
@@ -301,7 +259,7 @@ class _Coordinator:
                 return
             self._fill(executor)
             # With nothing running, a free slot that got nothing says that there is nothing to send.
-            if not self._trials.count(State.RUNNING) and executor.free_slots():
+            if not self._standing.trials.count(State.RUNNING) and executor.free_slots():
                 if not self._prune_paused():
                     return
                 continue
@@ -321,9 +279,9 @@ class _Coordinator:
     def _allowed(self, events: list[Event]) -> list[Event]:
         """The events before an epoch that is one too many; it is in its checkpoint, for a larger budget."""
         most = self._study.budget.max_epochs_total
-        left = most - sum(map(len, self._epochs.values())) if most else len(events)
+        left = most - self._standing.num_epochs() if most else len(events)
         for index, event in enumerate(events):
-            if isinstance(event, EpochEnded) and event.number > len(self._epochs.get(event.trial, [])):
+            if isinstance(event, EpochEnded) and event.number > len(self._standing.epochs.get(event.trial, [])):
                 left -= 1
                 if left < 0:
                     return events[:index]
@@ -358,14 +316,14 @@ class _Coordinator:
             case "retry":
                 numbers = self._record.retry_failed(self._lease, self._row.id, command.arguments["numbers"])
                 for number in numbers:
-                    self._refresh(number)
+                    self._standing.refresh(number)
                 self._begin_anew_if_idle()
                 return control.told_retried(numbers)
         raise AssertionError(f"no such command: {command.kind}")
 
     def _begin_anew_if_idle(self) -> None:
         """Train again if what a command brought came while the leaders were exported."""
-        if self._wants == "go on" and not self._trials.count(State.RUNNING):
+        if self._wants == "go on" and not self._standing.trials.count(State.RUNNING):
             self._wants = "begin anew"
 
     def _change(self, keys: Sequence[str]) -> str:
@@ -377,8 +335,6 @@ class _Coordinator:
             return str(error)
         self._row = recorded.write(self._record, self._lease, study)
         self._set_out(study)
-        self._read_trials()
-        self._search.restore([self._trials[number] for number in self._drawn()], self._epochs)
         if self._wants == "go on" and study.budget.where != former.where:
             self._wants = "begin anew"
         self._begin_anew_if_idle()
@@ -396,8 +352,8 @@ class _Coordinator:
 
     def _next_trial(self, slot: Slot) -> tables.Trial | None:
         """A trial that waits, else one to promote, else a new one; None if there is nothing to do but wait."""
-        paused_by_another = None if isinstance(self._pruner, AshaPause) else self._trials.first(State.PAUSED)
-        if waiting := self._trials.first(State.WAITING) or paused_by_another:
+        paused_by_another = None if isinstance(self._pruner, AshaPause) else self._standing.trials.first(State.PAUSED)
+        if waiting := self._standing.trials.first(State.WAITING) or paused_by_another:
             return waiting
         if promoted := self._promoted():
             return promoted
@@ -405,17 +361,17 @@ class _Coordinator:
             return self._new_trial(slot)
         if self._all_drawn_ended():
             self._add_further_seeds()
-            return self._trials.first(State.WAITING)
+            return self._standing.trials.first(State.WAITING)
         # Rungs that stay too small for a promotion must not leave a study without a winner.
-        return None if self._trials.count(State.RUNNING) else self._promoted(num_kept=1)
+        return None if self._standing.trials.count(State.RUNNING) else self._promoted(num_kept=1)
 
     def _unconfirmed(self) -> dict[int, list[int]]:
         """Leader -> the seeds with which it is still to be trained."""
         num_leaders, num_seeds = self._study.budget.confirmations
         if not num_leaders:
             return {}
-        trials = list(self._trials.values())
-        leaders = compare.by_value(trials, self._epochs)[:num_leaders]
+        trials = list(self._standing.trials.values())
+        leaders = compare.by_value(trials, self._standing.epochs)[:num_leaders]
         missing = {leader.number: confirm.missing_seeds(leader, trials, num_seeds) for leader in leaders}
         return {number: seeds for number, seeds in missing.items() if seeds}
 
@@ -423,7 +379,7 @@ class _Coordinator:
         """Let the leaders be trained with further seeds, all in one go: a mean of some of them would be none."""
         missing = self._unconfirmed()
         for number, seeds in missing.items():
-            leader = self._trials[number]
+            leader = self._standing.trials[number]
             for seed in seeds:
                 trial = self._record.add_trial(
                     self._lease,
@@ -433,7 +389,7 @@ class _Coordinator:
                     threads=leader.threads,
                     confirms=number,
                 )
-                self._put(trial)
+                self._standing.put(trial)
         if missing:
             told = ", ".join(f"trial {number} with {len(seeds)}" for number, seeds in missing.items())
             self._monitor.note(f"further seeds tell luck from merit: {told}")
@@ -442,53 +398,33 @@ class _Coordinator:
         """The paused trial that goes on next."""
         if not isinstance(self._pruner, AshaPause):
             return None
-        number = self._pruner.first(self._ladder, num_kept=num_kept)
-        return None if number is None else self._trials[number]
-
-    def _put(self, trial: tables.Trial) -> None:
-        """Take in a trial as it is now, and its place on the ladder."""
-        self._trials[trial.number] = trial
-        if trial.confirms is not None:
-            self._confirming.add(trial.number)
-        elif isinstance(self._pruner, AshaPause):
-            self._put_on_ladder(trial)
-
-    def _put_on_ladder(self, trial: tables.Trial) -> None:
-        """One that failed stands in nobody's way."""
-        self._ladder.drop(trial.number)
-        epochs = self._epochs.get(trial.number, []) if trial.state is not State.FAILED else []
-        for epoch in epochs:
-            self._ladder.reach(trial.number, epoch.number, self._rank(epoch))
-        if trial.state is State.PAUSED:
-            self._ladder.pause(trial.number, len(epochs))
-
-    def _rank(self, epoch: tables.Epoch) -> pruning.Rank:
-        return epoch.metrics[self._study.objective], -epoch.metrics["val_loss"]
+        number = self._pruner.first(self._standing.ladder, num_kept=num_kept)
+        return None if number is None else self._standing.trials[number]
 
     def _new_trial(self, slot: Slot) -> tables.Trial:
-        params = self._search.ask(len(self._trials))
+        params = self._search.ask(len(self._standing.trials))
         config = self._study.config(params)
         trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
-        self._put(trial)
+        self._standing.put(trial)
         return trial
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
         worker = f"{slot.host or socket.gethostname()}/{slot.name}"
         pruner = self._pruner if trial.confirms is None else NoPruner()
         decision_epochs = pruner.decision_epochs(trial.number, self._max_epochs(trial))
-        recorded = self._epochs.get(trial.number, [])
+        recorded = self._standing.epochs.get(trial.number, [])
         if trial.state is State.PAUSED and isinstance(self._pruner, AshaPause):  # it is decided that it leaves its rung
             decision_epochs = tuple(epoch for epoch in decision_epochs if epoch > len(recorded))
         self._decision_epochs[trial.number] = decision_epochs
-        attempt = self._record.start_attempt(self._lease, trial, worker, _device(trial.config, slot))
-        self._refresh(trial.number)
+        attempt = self._record.start_attempt(self._lease, trial, worker, device_of(trial.config, slot))
+        self._standing.refresh(trial.number)
         earlier = [self._folder(trial.number, number) for number in range(attempt.number - 1, 0, -1)]
         spec = TrialSpec(
             study=self._study.name,
             trial=trial.number,
             attempt=attempt.number,
             recipe=self._study.recipe,
-            config=_placed(trial.config, slot),
+            config=placed(trial.config, slot),
             folder=self._folder(trial.number, attempt.number),
             earlier_folders=tuple(earlier),
             num_recorded_epochs=len(recorded),
@@ -504,12 +440,6 @@ class _Coordinator:
     def _max_epochs(self, trial: tables.Trial) -> int:
         return int(trial.config.get("epochs", self._study.max_epochs))
 
-    def _refresh(self, number: int) -> tables.Trial:
-        trial = self._record.trial(self._row.id, number)
-        assert trial is not None, f"trial {number} is in the record"
-        self._put(trial)
-        return trial
-
     # -- events
 
     def _record_epochs(self, events: Sequence[Event]) -> None:
@@ -517,7 +447,7 @@ class _Coordinator:
         ended = [event for event in events if isinstance(event, EpochEnded)]
         new = {
             (event.trial, event.number): tables.Epoch(
-                trial_id=self._trials[event.trial].id,
+                trial_id=self._standing.trials[event.trial].id,
                 number=event.number,
                 attempt=event.attempt,
                 metrics=event.metrics,
@@ -525,10 +455,12 @@ class _Coordinator:
                 recorded_at=time.time(),
             )
             for event in ended
-            if event.number > len(self._epochs.get(event.trial, []))
+            if event.number > len(self._standing.epochs.get(event.trial, []))
         }
         if new:
-            self._record.add_epochs_of(self._lease, [(self._trials[trial], epoch) for (trial, _), epoch in new.items()])
+            self._record.add_epochs_of(
+                self._lease, [(self._standing.trials[trial], epoch) for (trial, _), epoch in new.items()]
+            )
         self._unhandled = new
 
     def _handle(self, event: Event, executor: Executor) -> None:
@@ -545,25 +477,21 @@ class _Coordinator:
                 raise AssertionError("nothing is exported while trials run")
 
     def _epoch_ended(self, event: EpochEnded, executor: Executor) -> None:
-        trial = self._trials[event.trial]
+        trial = self._standing.trials[event.trial]
         if (epoch := self._unhandled.pop((event.trial, event.number), None)) is not None:
-            self._epochs.setdefault(event.trial, []).append(epoch)
-            if trial.confirms is None:
-                self._rungs.setdefault(event.number, Rung()).add(event.trial, event.metrics[self._study.objective])
-            if trial.confirms is None and isinstance(self._pruner, AshaPause):
-                self._ladder.reach(event.trial, event.number, self._rank(epoch))
+            self._standing.add_epoch(event.trial, epoch)
             self._monitor.epoch_ended(trial, event)
         if event.number in self._decision_epochs[event.trial]:
             executor.decide(event.trial, self._decision(trial, event.number))
 
     def _decision(self, trial: tables.Trial, epoch: int) -> Decision:
-        curve = [row.metrics[self._study.objective] for row in self._epochs[trial.number][:epoch]]
-        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._rungs[epoch], curve):
+        curve = [row.metrics[self._study.objective] for row in self._standing.epochs[trial.number][:epoch]]
+        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._standing.rungs[epoch], curve):
             return "go"
         return "pause" if isinstance(self._pruner, AshaPause) else "stop"
 
     def _trial_ended(self, event: TrialEnded) -> None:
-        trial, epochs = self._trials[event.trial], self._epochs.get(event.trial, [])
+        trial, epochs = self._standing.trials[event.trial], self._standing.epochs.get(event.trial, [])
         best = compare.best_epoch(epochs, self._study.objective)
         if best is None:
             self._trial_failed(
@@ -585,11 +513,11 @@ class _Coordinator:
         self._told(event.trial)
 
     def _trial_paused(self, event: TrialPaused) -> None:
-        best = compare.best_epoch(self._epochs[event.trial], self._study.objective)
+        best = compare.best_epoch(self._standing.epochs[event.trial], self._study.objective)
         assert best is not None, "it reached a rung"
         self._record.end_attempt(
             self._lease,
-            self._trials[event.trial],
+            self._standing.trials[event.trial],
             event.attempt,
             State.PAUSED,
             manifest=event.manifest,
@@ -601,7 +529,7 @@ class _Coordinator:
 
     def _prune_paused(self) -> bool:
         """End what is paused when nothing else is left to do, each at its rung; whether there was any."""
-        paused = self._trials.in_state(State.PAUSED)
+        paused = self._standing.trials.in_state(State.PAUSED)
         for trial in paused:
             self._record.prune_paused(self._lease, trial)
             self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
@@ -618,7 +546,7 @@ class _Coordinator:
             shutil.rmtree(self._folder(trial, number), ignore_errors=True)
 
     def _trial_failed(self, event: TrialFailed) -> None:
-        trial = self._trials[event.trial]
+        trial = self._standing.trials[event.trial]
         final = not event.disk_full and not self._has_retry(trial, event.reason)
         self._record.end_attempt(
             self._lease,
@@ -641,7 +569,7 @@ class _Coordinator:
             self._told(event.trial)
         else:
             self._monitor.note(f"trial {event.trial}: {event.message}; it waits for another attempt")
-            self._monitor.trial_ended(self._refresh(event.trial))
+            self._monitor.trial_ended(self._standing.refresh(event.trial))
 
     def _has_retry(self, trial: tables.Trial, reason: Reason) -> bool:
         """Whether the trial may be tried again: what memory and mathematics refuse, they refuse again."""
@@ -651,19 +579,7 @@ class _Coordinator:
         return spent < self._study.budget.retries
 
     def _told(self, number: int) -> None:
-        trial = self._refresh(number)
+        trial = self._standing.refresh(number)
         if trial.confirms is None:
-            self._search.tell(trial, self._epochs.get(number, []))
+            self._search.tell(trial, self._standing.epochs.get(number, []))
         self._monitor.trial_ended(trial)
-
-
-def _placed(config: dict[str, Any], slot: Slot) -> dict[str, Any]:
-    """The configuration as a slot runs it: a worker sees no GPUs but its own."""
-    return {**config, "device": "cuda"} if slot.devices and "device" in config else config
-
-
-def _device(config: dict[str, Any], slot: Slot) -> str:
-    """What a trial trains on, by the name that the whole machine knows it by."""
-    if slot.devices:
-        return f"cuda:{','.join(slot.devices)}"
-    return "cpu" if slot.host else choose_device(str(config.get("device", "auto"))).type
