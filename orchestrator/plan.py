@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import probe, pruning, recorded
-from orchestrator.errors import UsageError
+from orchestrator.errors import NothingRecordedError
 from orchestrator.executors import Slot
 from orchestrator.executors.local import num_cores, plan_slots, visible_gpus
 from orchestrator.pace import clock, epochs_ahead, expected_share
@@ -120,7 +120,7 @@ def make(study: Study, settings: Settings, server: ForkServer | None = None) -> 
     """
     begun = _begun(study, settings)
     slots = layout(study, begun.num_ended)
-    asked = suggestions(begun)
+    asked = _suggestions(begun)
     drawn = [*asked, *_drawn(begun.study, NUM_DRAWN - len(asked))]
     measured = _Measured.of(begun.study, drawn, slots[0], server)
     figures = [*measured.figures(slots), *_times(begun, drawn, measured, len(slots))]
@@ -152,7 +152,7 @@ def _begun(study: Study, settings: Settings) -> _Begun:
     notes: list[str] = []
     try:
         record = Record.open(settings.record_url)
-    except UsageError:  # nothing has been recorded yet
+    except NothingRecordedError:
         if study.warm_start:
             raise
         return _Begun(study=study, trials=[], epochs={}, notes=notes)
@@ -179,7 +179,7 @@ def layout(study: Study, num_ended: int) -> list[Slot]:
     return plan_slots(study.budget.workers, gpus, num_useful=num_left, num_devices=num_devices)
 
 
-def suggestions(begun: _Begun) -> list[Params]:
+def _suggestions(begun: _Begun) -> list[Params]:
     """The parameters of the next few new trials, as they are drawn from what is known now."""
     study = begun.study
     search = Search(
@@ -264,7 +264,7 @@ class _Measured:
             _range("parameters", [size["num_parameters"] for size in self.sizes], "", models),
             _range("operations an image", [size["flops"] for size in self.sizes if "flops" in size], "flop", models),
         ]
-        how = f"{len(self.values('epoch_seconds'))} configurations tried, one at a time on {self.threads} thread(s)"
+        how = f"{len(self.values('epoch_seconds'))} tried, one at a time on {self.threads} thread(s)"
         if self.part.limit:
             how += f", on {self.part.limit} of the images"
         found.append(_range("seconds an epoch", self.values("epoch_seconds"), "s", how))
@@ -337,7 +337,7 @@ def _memory(peak: float, slots: Sequence[Slot]) -> Figure:
         high=peak * num_together,
         unit="bytes",
         basis="measured",
-        how=f"{num_together} worker(s) on {where}, each with the highest peak; what they share is counted for each",
+        how=f"{num_together} worker(s) on {where}, each at the highest peak, shared pages too",
         available=free_bytes(torch.device("cuda" if devices else "cpu")),
     )
 
@@ -364,7 +364,7 @@ def _times(begun: _Begun, drawn: Sequence[Params], measured: _Measured, num_work
             high=num_epochs,
             unit="",
             basis="estimated",
-            how=f"{num_left} trials of {length:.3g} epochs, of which {share:.0%} are trained: {how}",
+            how=f"{num_left} trials of {length:.3g}, {share:.0%} of them trained: {how}",
         )
     ]
     if seconds := measured.values("epoch_seconds"):
@@ -372,7 +372,7 @@ def _times(begun: _Begun, drawn: Sequence[Params], measured: _Measured, num_work
         low, high = (max(num_epochs / num_workers, longest) * each for each in (min(seconds), max(seconds)))
         if limit := study.budget.timeout_seconds:
             low, high = min(low, limit), min(high, limit)
-        how = "if all were as the fastest tried, or as the slowest; starting, exports and mirrors are extra"
+        how = "if all were as the fastest tried, or the slowest; start, exports and mirrors are extra"
         found.append(Figure(name="time", low=low, high=high, unit="s", basis="estimated", how=how))
     return found
 
@@ -389,7 +389,7 @@ def _share(begun: _Begun) -> tuple[float, str]:
     share = expected_share(pruner, study.budget.trials, study.max_epochs)
     if share is None:
         return 1.0, f"{study.budget.pruner} may stop some, which depends on their values"
-    return share, f"{study.budget.pruner} among trials that are good or bad by chance and stay so"
+    return share, f"{study.budget.pruner} on trials that differ by chance"
 
 
 def _disk(begun: _Begun, measured: _Measured, num_workers: int, home: Path) -> list[Figure]:

@@ -55,7 +55,7 @@ def sizes(
     Nothing of a recipe that has no `build_model` or brings its own data.
     """
     job = {"do": "sizes", "recipe": recipe, "configs": [_placed(config, slot) for config in configs]}
-    return list(_answers(job, slot, server, seconds))
+    return [answer for answer in _answers(job, slot, server, seconds) if "complaint" not in answer]
 
 
 def epochs(recipe: str, config: Mapping[str, Any], slot: Slot, server: ForkServer | None, seconds: float) -> Tried:
@@ -106,8 +106,11 @@ def _answers(
         while child.channel.wait(max(0.0, deadline - time.monotonic())):
             messages = child.channel.receive()
             if messages is None:
+                yield {"complaint": "its process died"}
                 return
             for message in messages:
+                if "done" in message:
+                    return
                 if "started" in message:
                     deadline = time.monotonic() + seconds
                 else:
@@ -127,11 +130,12 @@ def serve(channel: Channel) -> None:
     importlib.import_module("recipes.loop")  # torch
     job = jobs.get()
     channel.send({"started": True})
-    for message in _done(job):
+    for message in _messages(job):
         channel.send(message)
+    channel.send({"done": True})
 
 
-def _done(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
+def _messages(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     import torch
 
     torch.set_num_threads(job["threads"])
@@ -143,7 +147,7 @@ def _done(job: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
     try:
         for epoch in recipe.module.train(make(recipe.config_type, job["configs"][0])):
             yield {"seconds": epoch.seconds, "metrics": epoch.metrics}
-    except Exception as error:  # whatever a recipe does, a plan says so
+    except BaseException as error:  # whatever a recipe does, a plan says so
         first = (str(error).strip().splitlines() or ["no message"])[0]
         yield {"complaint": f"{type(error).__name__}: {first}"}
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import sys
+import time
 
 import pytest
 
@@ -80,9 +82,13 @@ def test_large_data_are_tried_on_a_part_and_reckoned_for_all(settings, server):
     )
 
 
-def test_what_goes_wrong_in_the_probe_is_said(settings, server):
-    planned = plan.make(load("trials=3", "fault=raise", "fault_epoch=1"), settings, server)
-    assert planned.notes == ["5 of 5 configurations tried: RuntimeError: as the test asked"]
+@pytest.mark.parametrize(
+    ("fault", "complaint"),
+    [("raise", "RuntimeError: as the test asked"), ("exit", "SystemExit: 3"), ("kill", "its process died")],
+)
+def test_what_goes_wrong_in_the_probe_is_said(settings, server, fault, complaint):
+    planned = plan.make(load("trials=3", f"fault={fault}", "fault_epoch=1"), settings, server)
+    assert planned.notes == [f"5 of 5 configurations tried: {complaint}"]
     assert "time" not in figures(planned)
     assert figures(planned)["parameters"].high > 0
 
@@ -90,7 +96,10 @@ def test_what_goes_wrong_in_the_probe_is_said(settings, server):
 def test_epoch_that_takes_too_long_ends_with_its_process(server):
     long = load("pause_seconds=60")
     (slot, *_) = plan.layout(long, 0)
+    probe.sizes(long.recipe, [], slot, server, 1.0)  # the server has started then
+    began = time.monotonic()
     tried = probe.epochs(long.recipe, long.config({"hidden": 4}), slot, server, 0.5)
+    assert time.monotonic() - began < 5
     assert tried == probe.Tried(complaint="no epoch ended in 0.5 s")
 
 
@@ -120,6 +129,12 @@ def test_rest_of_a_study_is_planned_by_its_own_pruning(settings, server, sweep):
 def test_another_study_of_that_name_is_refused(sweep, server):
     with pytest.raises(UsageError, match="study 's' exists and differs"):
         plan.make(load("trials=3"), sweep.settings, server)
+
+
+def test_record_that_cannot_be_reached_is_no_empty_one(settings, server):
+    wrong = dataclasses.replace(settings, record_url="no url")
+    with pytest.raises(UsageError, match="URL is malformed"):
+        plan.make(load("trials=3"), wrong, server)
 
 
 # -- commands
