@@ -14,7 +14,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 from orchestrator import probe, pruning, recorded
-from orchestrator.errors import NothingRecordedError
+from orchestrator.errors import NothingRecordedError, UsageError
 from orchestrator.executors import Slot
 from orchestrator.executors.local import num_cores, plan_slots, visible_gpus
 from orchestrator.pace import clock, epochs_ahead, expected_share
@@ -99,14 +99,25 @@ class _Begun:
     notes: list[str]
 
     @property
+    def drawn(self) -> list[Trial]:
+        """All trials but the further seeds of leaders."""
+        return [trial for trial in self.trials if trial.confirms is None]
+
+    @property
     def num_ended(self) -> int:
-        return sum(trial.state.finished for trial in self.trials)
+        return sum(trial.state.finished for trial in self.drawn)
+
+    @property
+    def num_unconfirmed(self) -> int:
+        """Further seeds of leaders that are still to be trained."""
+        num_ended = sum(trial.state.finished for trial in self.trials if trial.confirms is not None)
+        return max(0, math.prod(self.study.budget.confirmations) - num_ended)
 
     def epochs_of(self, *, finished: bool) -> list[int]:
         """Epochs of each trial that has ended, or else of each other; the paused, most of which stay so, have ended."""
         return [
             len(self.epochs.get(trial.number, []))
-            for trial in self.trials
+            for trial in self.drawn
             if (trial.state.finished or trial.state is State.PAUSED) == finished
         ]
 
@@ -119,7 +130,7 @@ def make(study: Study, settings: Settings, server: ForkServer | None = None) -> 
         UnavailableError: the record cannot be read.
     """
     begun = _begun(study, settings)
-    slots = layout(study, begun.num_ended)
+    slots = layout(study, study.budget.trials - begun.num_ended + begun.num_unconfirmed)
     asked = _suggestions(begun)
     drawn = [*asked, *_drawn(begun.study, NUM_DRAWN - len(asked))]
     measured = _Measured.of(begun.study, drawn, slots[0], server)
@@ -169,14 +180,19 @@ def _begun(study: Study, settings: Settings) -> _Begun:
         record.close()
 
 
-def layout(study: Study, num_ended: int) -> list[Slot]:
-    """The slots that the study's executor would have."""
+def layout(study: Study, num_left: int) -> list[Slot]:
+    """The slots that the study's executor would have with so many trials left.
+
+    Raises:
+        UsageError: they are those of a cluster.
+    """
+    if study.budget.executor == "ray":
+        raise UsageError("executor=ray: what is planned is measured on this machine; plan it without executor=ray")
     if study.budget.executor == "inline":
         return [Slot(name="inline", threads=num_cores())]
     gpus = visible_gpus(str(study.fixed.get("device", "auto")))
-    num_left = max(1, study.budget.trials - num_ended)
     num_devices = int(study.fixed.get("devices", 1))
-    return plan_slots(study.budget.workers, gpus, num_useful=num_left, num_devices=num_devices)
+    return plan_slots(study.budget.workers, gpus, num_useful=max(1, num_left), num_devices=num_devices)
 
 
 def _suggestions(begun: _Begun) -> list[Params]:
@@ -191,12 +207,12 @@ def _suggestions(begun: _Begun) -> list[Params]:
         queue=study.queue,
         known=study.known,
     )
-    search.restore(begun.trials, begun.epochs)
+    search.restore(begun.drawn, begun.epochs)
     asked: list[Params] = []
-    for number in range(len(begun.trials), min(study.budget.trials, len(begun.trials) + NUM_SUGGESTED)):
+    for count in range(min(NUM_SUGGESTED, study.budget.trials - len(begun.drawn))):
         if search.used_up:
             break
-        asked.append(search.ask(number))
+        asked.append(search.ask(len(begun.trials) + count))
     return asked
 
 
@@ -355,8 +371,10 @@ def _times(begun: _Begun, drawn: Sequence[Params], measured: _Measured, num_work
     ended, begun_epochs = begun.epochs_of(finished=True), begun.epochs_of(finished=False)
     num_left = max(0, study.budget.trials - len(ended))
     num_epochs = max(0.0, num_left * length * share - sum(begun_epochs))
-    if study.budget.max_epochs_total:
-        num_epochs = min(num_epochs, max(0, study.budget.max_epochs_total - sum(ended) - sum(begun_epochs)))
+    confirmed = f", and {begun.num_unconfirmed} further seeds" if begun.num_unconfirmed else ""
+    num_epochs += begun.num_unconfirmed * length
+    if most := study.budget.max_epochs_total:
+        num_epochs = min(num_epochs, max(0, most - sum(map(len, begun.epochs.values()))))
     found = [
         Figure(
             name="epochs",
@@ -364,7 +382,7 @@ def _times(begun: _Begun, drawn: Sequence[Params], measured: _Measured, num_work
             high=num_epochs,
             unit="",
             basis="estimated",
-            how=f"{num_left} trials of {length:.3g}, {share:.0%} of them trained: {how}",
+            how=f"{num_left} trials of {length:.3g}, {share:.0%} of them trained: {how}{confirmed}",
         )
     ]
     if seconds := measured.values("epoch_seconds"):
@@ -401,7 +419,7 @@ def _disk(begun: _Begun, measured: _Measured, num_workers: int, home: Path) -> l
     weights = WEIGHT_BYTES * max(trained)
     exported = WEIGHT_BYTES * max([*trained, *(size["num_parameters"] for size in measured.sizes)])
     checkpoint = weights * (COPIES + (1 if study.fixed.get("ema") else 0))
-    num_left = max(0, study.budget.trials - begun.num_ended)
+    num_left = max(0, study.budget.trials - begun.num_ended) + begun.num_unconfirmed
     num_paused = num_left if isinstance(pruning.make(study.budget.pruner), pruning.AshaPause) else 0
     num_exports = min(study.budget.num_exports, study.budget.trials)
     num_bytes = num_left * weights + (num_workers * GENERATIONS + num_paused) * checkpoint + num_exports * exported

@@ -32,7 +32,7 @@ LAYERS = [
     {"study"},
     {"compatibility"},
     {"fields"},
-    {"catalogue", "feasible", "starts", "budget"},
+    {"catalogue", "feasible", "starts", "budget", "pace"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes"},

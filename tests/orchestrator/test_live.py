@@ -114,6 +114,22 @@ def test_tally_knows_that_the_last_trials_do_not_keep_all_workers_busy():
     assert tally.left == ""
 
 
+def test_tally_reckons_with_the_further_seeds_of_leaders():
+    sure = study(trials=1)
+    sure = sure.model_copy(update={"budget": sure.budget.model_copy(update={"confirm": "1x3"})})
+    tally = Tally(sure, 1, [])
+    tally._since = time.monotonic() - 50
+    run_through(tally, 0, 5)
+    assert tally.left == "2:30 left"
+    further = Trial(number=1, state=State.RUNNING, config={"epochs": 5}, confirms=0)
+    tally.start(further, 0)
+    for done in range(1, 6):
+        tally.epoch(further, done)
+    further.state = State.COMPLETE
+    tally.add(further)
+    assert tally.left == "0:50 left", "10 epochs, now of 5 seconds"
+
+
 def test_tally_counts_the_paused_as_far_done_until_they_go_on(capsys):
     monitor = PlainMonitor()
     monitor.started(study(), SLOTS, [trial(0, State.PAUSED)])

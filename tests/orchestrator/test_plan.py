@@ -95,7 +95,7 @@ def test_what_goes_wrong_in_the_probe_is_said(settings, server, fault, complaint
 
 def test_epoch_that_takes_too_long_ends_with_its_process(server):
     long = load("pause_seconds=60")
-    (slot, *_) = plan.layout(long, 0)
+    (slot, *_) = plan.layout(long, 2)
     probe.sizes(long.recipe, [], slot, server, 1.0)  # the server has started then
     began = time.monotonic()
     tried = probe.epochs(long.recipe, long.config({"hidden": 4}), slot, server, 0.5)
@@ -124,11 +124,25 @@ def test_rest_of_a_study_is_planned_by_its_own_pruning(settings, server, sweep):
     assert plan._share(begun) == (pytest.approx((4 + 3) / 5 / 3), "as in the 5 trials so far")
     (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)
     assert epochs.high == pytest.approx(20 * 7 / 5)
+    few = dataclasses.replace(begun, study=load("trials=25", "epochs=3", "max_epochs_total=10"))
+    assert plan._times(few, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)[0].high == 10 - 7
 
 
 def test_another_study_of_that_name_is_refused(sweep, server):
     with pytest.raises(UsageError, match="study 's' exists and differs"):
         plan.make(load("trials=3"), sweep.settings, server)
+
+
+def test_further_seeds_of_leaders_are_planned_too(sweep):
+    for _ in range(2):
+        sweep.run(num_epochs=3)
+    trials = sweep.record.trials(sweep.study.id)
+    trials[1].confirms = 0
+    sure = load("trials=4", "epochs=3", "confirm=1x3", "pruner=none", "seed=0")
+    begun = plan._Begun(study=sure, trials=trials, epochs=sweep.record.epochs(sweep.study.id), notes=[])
+    (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)
+    assert epochs.high == (3 + 2) * 3, "3 of 4 trials and 2 of 3 seeds are left"
+    assert len(plan._suggestions(begun)) == 3
 
 
 def test_record_that_cannot_be_reached_is_no_empty_one(settings, server):
