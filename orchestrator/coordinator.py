@@ -82,7 +82,7 @@ def run(
         row = record.find_study(study.name)
         recorded.check_identity(row, study)
         if row is None and study.warm_start:
-            study = recorded.with_known(record, study, monitor)
+            study = recorded.with_known(record, study, monitor.note)
         with Holding(record, study_lease(study.name)) as lease, Signals() as signals:
             row = recorded.write(record, lease, study)
             read = recorded.from_record(row)

@@ -2,7 +2,8 @@
 
 OrchError                     1  something failed that is nobody's input
 ├── UsageError                2  what was typed, or a file it names, is wrong; nothing was written
-│   └── UnknownNameError      2  no such thing; names the nearest one
+│   ├── UnknownNameError      2  no such thing; names the nearest one
+│   └── NothingRecordedError  2  there is no record yet
 ├── RefusedError              3  a promotion gate said no
 ├── UnavailableError          5  a database, a disk, a port or a server is not usable now
 │   ├── HeldError             5  another live process runs this study
@@ -59,6 +60,10 @@ class UnknownNameError(UsageError):
         else:
             hint = "there is none yet"
         super().__init__(f"unknown {kind} {name!r}; {hint}")
+
+
+class NothingRecordedError(UsageError):
+    """A record is asked for where there is none yet."""
 
 
 class RefusedError(OrchError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 import time
 from collections import Counter
@@ -13,6 +14,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn
 from rich.text import Text
 
 from orchestrator.errors import printable
+from orchestrator.pace import clock, epochs_ahead
 from orchestrator.tables import State
 from recipes.config import objective_of
 
@@ -36,16 +38,38 @@ class Tally:
         self.best: Trial | None = None  # of the complete ones
         self._ended: dict[int, State] = {}
         self._counts: Counter[State] = Counter()
+        self._running: dict[int, int] = {}  # trial -> epochs it has
+        self._confirming: dict[int, int] = {}  # the same of further seeds of a leader
+        self._num_confirmed = 0
+        self._ended_after: Counter[int] = Counter()  # epochs -> trials of this run that ended or paused there
+        self._num_epochs = 0  # of this run
         for trial in trials:
             self.add(trial)
-        self._num_before = self._num_done
+        self._max_epochs = study.max_epochs
+        self._num_confirmations = math.prod(study.budget.confirmations)
         self._num_slots = num_slots
         self._since = time.monotonic()
 
+    def start(self, trial: Trial, num_epochs: int) -> None:
+        """A trial begins, or goes on after so many epochs."""
+        if trial.number in self.paused:
+            self.paused.discard(trial.number)
+            self._ended_after[num_epochs] = max(0, self._ended_after[num_epochs] - 1)
+        self._of_its_kind(trial)[trial.number] = num_epochs
+
+    def epoch(self, trial: Trial, number: int) -> None:
+        """A trial has one more epoch."""
+        self._of_its_kind(trial)[trial.number] = number
+        self._num_epochs += 1
+
     def add(self, trial: Trial) -> None:
-        """Count a trial that ended or is paused, but no further seed of a leader."""
+        """Count a trial that ended or is paused, but no further seed of a leader; one that waits runs no longer."""
+        num_epochs = self._of_its_kind(trial).pop(trial.number, None)
         if trial.confirms is not None:
+            self._num_confirmed += trial.state.finished
             return
+        if num_epochs is not None and (trial.state.finished or trial.state is State.PAUSED):
+            self._ended_after[num_epochs] += 1
         self.paused.discard(trial.number)
         if trial.state.finished:
             self._counts[trial.state] += 1
@@ -57,22 +81,31 @@ class Tally:
         if trial.state is State.COMPLETE and (self.best is None or _worth(trial) > _worth(self.best)):
             self.best = trial
 
+    def _of_its_kind(self, trial: Trial) -> dict[int, int]:
+        return self._running if trial.confirms is None else self._confirming
+
     def count(self, state: State) -> int:
         """How many trials ended so."""
         return self._counts[state]
 
     @property
-    def _num_done(self) -> int:
-        return len(self._ended) + len(self.paused)
-
-    @property
     def left(self) -> str:
-        """Time left at the pace of this run, or nothing before a trial has ended in it; most of the paused stay so."""
-        num_here = self._num_done - self._num_before
-        if num_here <= 0:
+        """Time left, or nothing before an epoch of this run has ended; most of the paused stay so.
+
+        By the epochs that trials still train, given after how many others ended in this run, and by the time that an
+        epoch of a worker took in it. The last trials do not keep all workers busy. No further seed is stopped early.
+        """
+        num_waiting = max(0, self.total - len(self._ended) - len(self.paused) - len(self._running))
+        num_unconfirmed = max(0, self._num_confirmations - self._num_confirmed - len(self._confirming))
+        num_left = num_waiting + len(self._running) + num_unconfirmed + len(self._confirming)
+        if not self._num_epochs or not num_left:
             return ""
-        seconds = (time.monotonic() - self._since) / num_here * (self.total - self._num_done)
-        return f"{int(seconds) // 60}:{int(seconds) % 60:02} left"
+        most, running = self._max_epochs, self._running.values()
+        ahead = epochs_ahead(self._ended_after, running, most)
+        num_epochs = num_waiting * ahead[0] + sum(ahead[min(done, most)] for done in running)
+        num_epochs += num_unconfirmed * most + sum(most - min(done, most) for done in self._confirming.values())
+        epoch_seconds = (time.monotonic() - self._since) * self._num_slots / self._num_epochs
+        return f"{clock(num_epochs * epoch_seconds / min(self._num_slots, num_left))} left"
 
     def line(self) -> str:
         """All of it in one line."""
@@ -95,12 +128,13 @@ class PlainMonitor:
 
     def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
         """Say only that a trial goes on; that one begins is not worth a line."""
-        self._tally.paused.discard(trial.number)
+        self._tally.start(trial, num_epochs_done)
         if num_epochs_done:
             self._say(f"trial {trial.number} goes on after epoch {num_epochs_done} on {slot.name}")
 
     def epoch_ended(self, trial: Trial, event: EpochEnded) -> None:
         """Say nothing: epochs are in the record."""
+        self._tally.epoch(trial, event.number)
 
     def trial_ended(self, trial: Trial) -> None:
         """Say how a trial ended, or where it is paused, and how the study stands."""
@@ -156,7 +190,7 @@ class LiveMonitor:
 
     def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
         """Give the slot's line to the trial."""
-        self._tally.paused.discard(trial.number)
+        self._tally.start(trial, num_epochs_done)
         self._slot_of[trial.number] = slot.name
         total = int(trial.config.get("epochs", self._max_epochs))
         name = f"trial {trial.number}"
@@ -166,6 +200,7 @@ class LiveMonitor:
 
     def epoch_ended(self, trial: Trial, event: EpochEnded) -> None:
         """Move the trial's bar."""
+        self._tally.epoch(trial, event.number)
         objective = objective_of(trial.config)
         value = f"{objective} {event.metrics[objective]:.4f}"
         self._bars.update(self._task_of[self._slot_of[trial.number]], completed=event.number, value=value)

@@ -13,7 +13,8 @@ from orchestrator.store import Record
 from orchestrator.study import Study, differences
 
 if TYPE_CHECKING:
-    from orchestrator.monitor import Monitor
+    from collections.abc import Callable
+
     from orchestrator.settings import Settings
 
 PROVENANCE = "provenance"  # key of a study's spec, beside the fields of `Study`
@@ -67,7 +68,7 @@ def check_identity(row: tables.Study | None, study: Study) -> None:
         raise UsageError(f"study {study.name!r} has begun otherwise; {begins}, name another with study=NAME")
 
 
-def with_known(record: Record, study: Study, monitor: Monitor) -> Study:
+def with_known(record: Record, study: Study, tell: Callable[[str], None]) -> Study:
     """The study with what its sampler learns from another one; it is kept, since the other may go on or away."""
     if study.warm_start == study.name:
         raise UsageError(f"warm_start={study.warm_start} is this study itself; name another with study=NAME")
@@ -75,7 +76,7 @@ def with_known(record: Record, study: Study, monitor: Monitor) -> Study:
     trials, epochs = record.trials(row.id), record.epochs(row.id)
     known = starts.results_of(trials, epochs, study.space, study.objective)
     num_ended = sum(trial.state.finished for trial in trials)
-    monitor.note(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
+    tell(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
     return study.model_copy(update={"known": known})
 
 

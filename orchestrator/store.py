@@ -20,7 +20,7 @@ from sqlalchemy import bindparam, create_engine, delete, event, func, make_url, 
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
+from orchestrator.errors import FencedError, NothingRecordedError, UnavailableError, UnknownNameError, UsageError
 from orchestrator.tables import (
     Attempt,
     Base,
@@ -117,7 +117,7 @@ class Record:
         file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if file is not None and not file.exists():
             if not create:
-                raise UsageError(f"no study has been recorded in {file.parent}; start one with `orch sweep`")
+                raise NothingRecordedError(f"no study has been recorded in {file.parent}; start one with `orch sweep`")
             _make_folder(file.parent)
         record = cls(_engine(parsed))
         try:
@@ -133,7 +133,7 @@ class Record:
         with self._write.begin() as session:
             if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
                 if not create:
-                    raise UsageError("no study has been recorded yet; start one with `orch sweep`")
+                    raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
                 self._create_tables(session)
             self._migrate(session)
             meta = session.get(Meta, "schema_version")
@@ -222,7 +222,7 @@ class Record:
         """
         studies = self.studies()
         if not studies:
-            raise UsageError("no study has been recorded yet; start one with `orch sweep`")
+            raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
         return studies[-1]
 
     @_through_restarts

@@ -2,23 +2,27 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated
 
-from orchestrator.cli.shared import Keys, MoreKeys, StudyName, app, open_record, the_settings
-from orchestrator.errors import EXIT_TRIALS_FAILED, printable
+import typer
+
+from orchestrator.cli.shared import AsJson, Keys, MoreKeys, StudyName, app, open_record, print_json, the_settings
+from orchestrator.errors import EXIT_TRIALS_FAILED, UsageError, printable
 
 if TYPE_CHECKING:
-    import contextlib
-
     from orchestrator.forkserver import ForkServer
+    from orchestrator.plan import Plan
     from orchestrator.study import Study
 
 NUM_SHOWN = 10
 
 
 @app.command(no_args_is_help=True)
-def sweep(keys: Keys) -> None:
+def sweep(
+    keys: Keys, plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost, and ask.")] = False
+) -> None:
     """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
 
     What: recipe, data, split_seed, seed, study (its name). How: sampler (auto, tpe, gp, cmaes, qmc, nsga2, grid,
@@ -35,7 +39,24 @@ def sweep(keys: Keys) -> None:
     with _workers() as server:
         from orchestrator import study as studies
 
-        _run(studies.load(_with_weights(keys)), server)
+        study = studies.load(_with_weights(keys))
+        if plan:
+            _ask(study, server)
+        _run(study, server)
+
+
+@app.command("plan", no_args_is_help=True)
+def plan_(keys: Keys, as_json: AsJson = False) -> None:
+    """Show what a sweep would do, and how long and how large it would be: orch plan recipe=cnn trials=50
+
+    Takes the keys of `orch sweep`. Some configurations are tried for twenty seconds in all; nothing is recorded.
+    """
+    with _workers() as server:
+        from orchestrator import plan
+        from orchestrator import study as studies
+
+        planned = plan.make(studies.load(_with_weights(keys)), the_settings(), server)
+    return print_json(planned.to_json()) if as_json else _show(planned)
 
 
 @app.command(no_args_is_help=True)
@@ -71,6 +92,47 @@ def _workers() -> contextlib.AbstractContextManager[ForkServer | None]:
     from orchestrator.forkserver import worker_server
 
     return worker_server()
+
+
+def _show(planned: Plan) -> None:
+    from orchestrator import plan, render
+
+    where = f"GPU {', '.join(planned.devices)}" if planned.devices else "CPU"
+    render.show_pairs(
+        {
+            "study": planned.study,
+            "trials": f"{planned.trials}" + (f", of which {planned.num_ended} have ended" if planned.num_ended else ""),
+            "workers": f"{planned.workers} of {planned.threads} thread(s), {where}",
+            "sampler": planned.sampler,
+            "pruner": planned.pruner,
+        }
+    )
+    render.show_table(["field", "searched"], planned.space.items())
+    if planned.constraints:
+        render.show_table(["constraint"], [[text] for text in planned.constraints])
+    if planned.suggestions:
+        drawn = enumerate(planned.suggestions, planned.first_trial)
+        render.show_table(["trial", "parameters"], [[number, render.short(params)] for number, params in drawn])
+        print(f"those after the first {planned.workers} may change with the results\n")
+    lines = [[figure.name, plan.text(figure), figure.basis, figure.how] for figure in planned.figures]
+    render.show_table(["figure", "", "", "how"], lines)
+    for note in planned.notes:
+        print(printable(note))
+
+
+def _ask(study: Study, server: ForkServer | None) -> None:
+    """Show the plan of a study and go on only if somebody says so.
+
+    Raises:
+        UsageError: nobody does.
+    """
+    from orchestrator import plan
+
+    _show(plan.make(study, the_settings(), server))
+    with contextlib.suppress(typer.Abort):  # nobody is there to answer
+        if typer.confirm(f"Start {study.name}?", err=True):
+            return
+    raise UsageError(f"{study.name} was not started")
 
 
 def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> None:

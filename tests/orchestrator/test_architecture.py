@@ -18,12 +18,12 @@ LAYERS = [
     {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
-    {"exports"},
+    {"exports", "plan"},
     {"coordinator", "control", "recorded", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing"},
-    {"models", "mirror_process"},
+    {"models", "mirror_process", "probe"},
     {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
@@ -39,7 +39,7 @@ LAYERS = [
     {"study"},
     {"compatibility"},
     {"fields"},
-    {"catalogue", "feasible", "starts", "budget"},
+    {"catalogue", "feasible", "starts", "budget", "pace"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes"},
@@ -60,7 +60,7 @@ THIRD_PARTY = {
     "ruamel": {"study_files"},
     "ray": {"executors.ray_cluster"},
     "rich": {"live", "render"},
-    "typer": {"cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
+    "typer": {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
 }
 
 

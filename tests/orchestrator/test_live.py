@@ -16,6 +16,7 @@ from rich.console import Console
 from orchestrator.budget import Budget
 from orchestrator.executors import EpochEnded, Slot
 from orchestrator.live import LiveMonitor, PlainMonitor, Tally
+from orchestrator.pace import clock
 from orchestrator.space import Choices
 from orchestrator.study import Study
 from orchestrator.tables import Reason, State, Trial
@@ -66,14 +67,67 @@ def test_tally_counts_states_and_knows_the_best():
     assert tally.line().startswith("best 0.9500 (trial 1)  ·  3 finished, 1 pruned, 1 failed of 10")
 
 
-def test_tally_tells_the_time_left_from_trials_of_this_run_only():
+def run_through(tally, number, num_epochs, state=State.COMPLETE):
+    tally.start(trial(number), 0)
+    for done in range(1, num_epochs + 1):
+        tally.epoch(trial(number), done)
+    tally.add(trial(number, state))
+
+
+def test_tally_tells_the_time_left_from_epochs_of_this_run_only():
     tally = Tally(study(trials=10), 2, [trial(number) for number in range(6)])
     assert tally.left == ""
     assert tally.line().endswith("of 10")
     tally._since = time.monotonic() - 60
+    tally.start(trial(6), 0)
+    tally.epoch(trial(6), 1)
+    assert tally.left == "19:00 left", "19 epochs, of which two workers do one a minute"
+    for done in (2, 3, 4, 5):
+        tally.epoch(trial(6), done)
     tally.add(trial(6))
-    tally.add(trial(7))
+    run_through(tally, 7, 5)
     assert tally.left == "1:00 left"
+
+
+def test_tally_expects_as_many_epochs_of_the_next_trials_as_pruning_left_of_others():
+    tally = Tally(study(trials=12), 1, [])
+    tally._since = time.monotonic() - 80
+    for number in range(3):
+        run_through(tally, number, 1, State.PRUNED)
+    run_through(tally, 3, 5)
+    assert tally.left == "2:40 left", "8 trials of (3 * 1 + 5) / 4 epochs, 10 seconds each"
+    tally.start(trial(4), 0)
+    for done in (1, 2):
+        tally.epoch(trial(4), done)
+    # 3 epochs of the running trial, which got past the first, and 7 trials, of 3 in 5 of which there is one epoch.
+    assert tally.left == f"{clock((3 + 7 * (1 + 2 / 5 * 4)) * 8)} left"
+
+
+def test_tally_knows_that_the_last_trials_do_not_keep_all_workers_busy():
+    tally = Tally(study(trials=2), 2, [])
+    tally._since = time.monotonic() - 60
+    tally.start(trial(1), 0)
+    run_through(tally, 0, 5)
+    tally.epoch(trial(1), 1)
+    assert tally.left == "1:20 left", "4 epochs, one after another, of 20 seconds a worker"
+    tally.add(trial(1))
+    assert tally.left == ""
+
+
+def test_tally_reckons_with_the_further_seeds_of_leaders():
+    sure = study(trials=1)
+    sure = sure.model_copy(update={"budget": sure.budget.model_copy(update={"confirm": "1x3"})})
+    tally = Tally(sure, 1, [])
+    tally._since = time.monotonic() - 50
+    run_through(tally, 0, 5)
+    assert tally.left == "2:30 left"
+    further = Trial(number=1, state=State.RUNNING, config={"epochs": 5}, confirms=0)
+    tally.start(further, 0)
+    for done in range(1, 6):
+        tally.epoch(further, done)
+    further.state = State.COMPLETE
+    tally.add(further)
+    assert tally.left == "0:50 left", "10 epochs, now of 5 seconds"
 
 
 def test_tally_counts_the_paused_as_far_done_until_they_go_on(capsys):
@@ -81,6 +135,8 @@ def test_tally_counts_the_paused_as_far_done_until_they_go_on(capsys):
     monitor.started(study(), SLOTS, [trial(0, State.PAUSED)])
     tally = monitor._tally
     tally._since = time.monotonic() - 60
+    monitor.trial_started(trial(1, State.RUNNING), SLOTS[0], 0)
+    monitor.epoch_ended(trial(1, State.RUNNING), epoch(1, 1))
     monitor.trial_ended(trial(1, State.PAUSED))
     assert "0 finished, 0 pruned, 2 paused, 0 failed of 10  ·  8:00 left" in tally.line()
     monitor.trial_started(trial(1, State.RUNNING), SLOTS[0], 1)
