@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import sys
 import time
@@ -224,14 +225,19 @@ class LiveMonitor:
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
+        if self._task_of:
+            self.tick()
         for task in self._task_of.values():
             self._bars.remove_task(task)
+        self._live.refresh()  # which its end does in a terminal only
         self._live.__exit__(kind, error, tb)
 
 
 def monitor() -> PlainMonitor | LiveMonitor:
-    """The monitor that fits standard output."""
+    """The monitor that fits standard output; in a notebook, what is redrawn in place needs ipywidgets."""
     console = Console()
+    if console.is_jupyter:
+        return LiveMonitor(console) if importlib.util.find_spec("ipywidgets") else PlainMonitor()
     return LiveMonitor(console) if console.is_terminal and sys.stdout.isatty() else PlainMonitor()
 
 

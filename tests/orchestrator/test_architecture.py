@@ -14,7 +14,7 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
-    {"cli"},
+    {"cli", "notebook"},
     {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
