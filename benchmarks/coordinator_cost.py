@@ -41,7 +41,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable
     from multiprocessing.connection import Connection
 
-    from orchestrator.sweep import Monitor
+    from orchestrator.monitor import Monitor
 
 OF_OPTUNA, OF_RAY = 1 / 5, 1 / 15
 NUM_SLOTS = 2
@@ -215,7 +215,7 @@ class _Begun:
     at = 0.0
 
     def started(self, *_: object) -> None:
-        """See `sweep.Monitor`."""
+        """See `monitor.Monitor`."""
         self.at = time.perf_counter()
 
     def __getattr__(self, name: str) -> Callable[..., None]:
