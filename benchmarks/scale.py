@@ -12,9 +12,11 @@ import contextlib
 import itertools
 import os
 import platform
+import random
 import statistics
 import sys
 import tempfile
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,15 +26,18 @@ from simulated import NoMirror, SimulatedExecutor, Watch, load_study
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # for the tests' PostgreSQL server
 
-from orchestrator import coordinator
+from orchestrator import coordinator, recent, search
 from orchestrator.live import PlainMonitor
 from orchestrator.settings import Settings
+from orchestrator.space import draw
+from orchestrator.tables import Epoch, State, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
 LIMIT = 1.5
 TENTHS = 10
+SIZES, NUM_DRAWS = (100, 300, 1000, 2000, 5000, 10_000), 7
 _middle, _mean = statistics.median, statistics.mean
 
 
@@ -56,7 +61,9 @@ def main() -> None:
     num_cores = machine.use_cores(2)
     print(machine.hardware(num_cores))
     print(machine.versions("optuna", "sqlalchemy", "psycopg"))
-    for url in arguments.on:
+    if arguments.draws:
+        _tell_draws(arguments.draws)
+    for url in arguments.on if not arguments.draws else []:
         for repeat in range(arguments.repeat):
             with _database(url) as (record_url, home):
                 gauge = _swept(arguments, Settings(home=home, record_url=record_url, tracking_uri=""))
@@ -71,6 +78,7 @@ def _arguments() -> argparse.Namespace:
     parser.add_argument("--pruner", default="asha")
     parser.add_argument("--on", nargs="+", choices=["sqlite", "postgresql"], default=["sqlite", "postgresql"])
     parser.add_argument("--repeat", type=int, default=1)
+    parser.add_argument("--draws", nargs="+", default=[], help="only: how long draws of these samplers take")
     return parser.parse_args()
 
 
@@ -116,6 +124,51 @@ def _tell(kind: str, repeat: int, arguments: argparse.Namespace, gauge: Gauge) -
 def _tenths(spent: Mapping[int, float], size: int) -> list[list[float]]:
     """Milliseconds of each trial, a list each tenth."""
     return [[1000 * spent[trial] for trial in range(part * size, (part + 1) * size)] for part in range(TENTHS)]
+
+
+# -- draws
+
+
+def _tell_draws(names: list[str]) -> None:
+    """Print how long a draw takes after so many results of eight fields, a ninth of them complete, the rest pruned."""
+    print(
+        f"\ncore ms a draw, median of {NUM_DRAWS}, after so many results\n{'':20}"
+        + "".join(f"{num:9}" for num in SIZES)
+    )
+    for name in names:
+        print(f"{name:20}" + "".join(f"{cost:9.1f}" for cost in _draws(name)), flush=True)
+        if name == "tpe":
+            with _everything_shown():
+                print(f"{'tpe of all results':20}" + "".join(f"{cost:9.1f}" for cost in _draws(name)), flush=True)
+
+
+def _draws(name: str) -> list[float]:
+    space, chance = load_study(trials=1).space, random.Random(0)
+    searching, costs = search.Search(space, name, seed=0), []
+    for start, size in itertools.pairwise((0, *SIZES)):
+        told, trained = [], {}
+        for number in range(start, size):
+            value, params = chance.random(), draw(space, chance)
+            state = State.PRUNED if number % 9 else State.COMPLETE
+            told.append(Trial(number=number, params=params, config=params, state=state, value=value))
+            trained[number] = [Epoch(number=1, metrics={"val_accuracy": value})]
+        searching.restore(told, trained)
+        times = []
+        for ahead in range(NUM_DRAWS):
+            since = time.process_time()
+            searching.ask(1_000_000 + size + ahead)
+            times.append(1000 * (time.process_time() - since))
+        costs.append(statistics.median(times))
+    return costs
+
+
+@contextlib.contextmanager
+def _everything_shown() -> Iterator[None]:
+    former, recent.NUM_LATEST = recent.NUM_LATEST, sys.maxsize
+    try:
+        yield
+    finally:
+        recent.NUM_LATEST = former
 
 
 def _memory_bytes() -> int:

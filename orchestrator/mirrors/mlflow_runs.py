@@ -35,7 +35,15 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import finite_or_none, study_key
-from orchestrator.mirrors.mlflow_store import TIMEOUT, address, is_server, local_path, opening_store, time_for_files
+from orchestrator.mirrors.mlflow_store import (
+    TIMEOUT,
+    address,
+    is_server,
+    local_path,
+    opening_store,
+    time_for_files,
+    wait_for_no_disk,
+)
 from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 from recipes.config import objective_of
@@ -185,7 +193,9 @@ class MlflowRuns:
             return MlflowClient(self._uri)
         try:
             with opening_store(self._settings):
-                return MlflowClient(self._uri)
+                client = MlflowClient(self._uri)
+            wait_for_no_disk(client)
+            return client
         except SQLAlchemyError as error:
             raise self._unusable(error) from error
 

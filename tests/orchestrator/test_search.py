@@ -174,6 +174,12 @@ def test_trial_that_was_paused_is_learned_from_as_if_pruned_there(state):
     assert after(state) == after(State.PRUNED)
 
 
+def as_told(search):
+    """What a search's storage holds of each trial that a sampler may see."""
+    trials = search._study.get_trials(deepcopy=False)
+    return [(each.params, each.state, each.values, each.intermediate_values, each.constraints) for each in trials]
+
+
 @pytest.mark.parametrize("sampler", [sampler for sampler in SPACES if sampler != "gp"])
 def test_paused_trial_that_is_told_again_counts_as_in_a_new_search(sampler):
     """Trials pause after one epoch; of those some end in every way there is, others pause again or still wait."""
@@ -194,6 +200,7 @@ def test_paused_trial_that_is_told_again_counts_as_in_a_new_search(sampler):
             search.tell(trials[number], trained[number])
     anew = Search(SPACE, sampler, seed=3)
     anew.restore(trials, trained)
+    assert as_told(search) == as_told(anew)
     following = range(60, 64)
     assert [search.ask(number) for number in following] == [anew.ask(number) for number in following]
 
@@ -201,14 +208,15 @@ def test_paused_trial_that_is_told_again_counts_as_in_a_new_search(sampler):
 # -- long studies
 
 
-def with_results(num, seed=0, sampler="tpe"):
-    """A search that was told of `num` trials which ended in every way."""
+ENDS = [(State.COMPLETE, None), (State.PRUNED, None), (State.FAILED, Reason.OOM), (State.FAILED, Reason.ERROR)]
+
+
+def with_results(num, seed=0, shares=(1, 1, 1, 1)):
+    """A search that was told of `num` trials which ended in every way, by their shares of `ENDS`."""
     chance = random.Random(seed)
-    search, trials, trained = Search(PLANE, sampler, seed=0), [], {}
+    search, trials, trained = Search(PLANE, "tpe", seed=0), [], {}
     for number in range(num):
-        state, reason = chance.choice(
-            [(State.COMPLETE, None), (State.PRUNED, None), (State.FAILED, Reason.OOM), (State.FAILED, Reason.ERROR)]
-        )
+        ((state, reason),) = chance.choices(ENDS, shares)
         params, value = {"x": chance.random(), "y": chance.random()}, round(chance.random(), 2)
         trials.append(trial(number, params, state, None if reason else value, reason))
         trained[number] = epochs(*[value] * chance.randint(1, 4))
@@ -240,12 +248,12 @@ def test_thousand_results_are_all_shown_and_of_more_the_latest_and_the_best():
     assert shown(few) == [each.number for each in all_of_them if each.reason is not Reason.ERROR]
 
 
-@pytest.mark.parametrize("seed", range(5))
-def test_good_results_are_those_of_all_that_there_are(seed, monkeypatch):
+@pytest.mark.parametrize("shares", [(1, 1, 1, 1), (1, 20, 10, 1), (0, 1, 20, 1)])
+def test_good_results_are_those_of_all_that_there_are(shares, monkeypatch):
     """By Optuna's own order, also where few are complete."""
     monkeypatch.setattr(recent, "NUM_LATEST", 50)
     monkeypatch.setattr(recent, "NUM_BEST", 25)
-    search, *_ = with_results(200, seed)
+    search, *_ = with_results(200, shares=shares)
     everything = InMemoryStorage.get_all_trials(search._storage, 0, False, (TrialState.COMPLETE, TrialState.PRUNED))
     some = search._study.get_trials(deepcopy=False, states=(TrialState.COMPLETE, TrialState.PRUNED))
     assert len(some) < len(everything)

@@ -91,6 +91,14 @@ def test_trial_is_a_run_with_all_that_is_known_of_it(sweep):
     assert sweep.record.run_ids(sweep.study.id) == {n: found.info.run_id for n, found in runs.items()}
 
 
+def test_commits_wait_for_the_disk_in_the_record_and_not_in_mlflow(sweep):
+    sweep.run()
+    sync(sweep.settings)
+    with sweep.record.engine.connect() as record, _get_store(sweep.settings.tracking_uri).engine.connect() as mlflow:
+        modes = [each.exec_driver_sql("PRAGMA synchronous").scalar() for each in (record, mlflow)]
+    assert modes == [2, 1], "full, and normal"
+
+
 def test_state_of_a_trial_becomes_the_status_of_its_run(sweep):
     sweep.run(State.COMPLETE)
     sweep.run(State.PRUNED)
