@@ -38,6 +38,7 @@ class Budget(Part):
     patience: int = Field(0, ge=0, description="stop when so many trials in a row were no better; 0 is never")
     sampler: SamplerName = Field("auto", description="how parameters are drawn; auto is gp or tpe")
     pruner: str = Field("asha", description="which trials are stopped early, or paused")
+    max_disk_bytes: int = Field(0, ge=0, description="most that checkpoints of paused trials take; 0 is all there is")
     confirm: str = Field("none", description="leaders trained again with further seeds, as in 3x5; the best mean wins")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
@@ -68,7 +69,7 @@ class Budget(Part):
 # Keys that a later command may add to, as in trials=+50.
 COUNTS = ("trials", "max_epochs_total")
 # Study key -> field.
-BUDGET_KEYS = {"timeout" if name == "timeout_seconds" else name: name for name in Budget.model_fields}
+BUDGET_KEYS = {name.removesuffix("_seconds").removesuffix("_bytes"): name for name in Budget.model_fields}
 
 
 def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: bool = False) -> Budget:
@@ -101,7 +102,8 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
 def describe(budget: Budget, keys: Iterable[str]) -> str:
     """The values of some study keys, as one would type them."""
     values = {key: getattr(budget, BUDGET_KEYS[key]) for key in keys}
-    return ", ".join(f"{key}={value}{'s' if key == 'timeout' else ''}" for key, value in values.items())
+    units = {"timeout": "s", "max_disk": " bytes"}
+    return ", ".join(f"{key}={value}{units.get(key, '')}" for key, value in values.items())
 
 
 def sampler_of(budget: Budget, space: Space) -> str:
@@ -161,6 +163,13 @@ def _read_seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+def _read_bytes(text: str) -> int:
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB|TB)", text)
+    if match is None or not float(match[1]) > 0:
+        raise ValueError("expected a size such as 500MB or 20GB")
+    return int(float(match[1]) * {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[match[2]])
+
+
 def _read_export(text: str) -> str:
     if not re.fullmatch(r"best|top:[1-9][0-9]*|all|none", text):
         raise ValueError("expected best, all, none or top:K, such as top:3")
@@ -182,6 +191,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "address": _read_address,
     "timeout": _read_seconds,
     "pruner": _read_pruner,
+    "max_disk": _read_bytes,
     "confirm": _read_confirm,
     "export": _read_export,
 }

@@ -526,15 +526,37 @@ class _Coordinator:
         )
         self._drop_earlier(event.trial, event.attempt)
         self._told(event.trial)
+        self._keep_within_disk()
 
     def _prune_paused(self) -> bool:
         """End what is paused when nothing else is left to do, each at its rung; whether there was any."""
         paused = self._standing.trials.in_state(State.PAUSED)
         for trial in paused:
-            self._record.prune_paused(self._lease, trial)
-            self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
-            self._told(trial.number)
+            self._prune(trial)
         return bool(paused)
+
+    def _prune(self, trial: tables.Trial) -> None:
+        self._record.prune_paused(self._lease, trial)
+        self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
+        self._told(trial.number)
+
+    def _keep_within_disk(self) -> None:
+        """End paused trials, the poorest of the lowest rung first, until the checkpoints of the others have room."""
+        most = self._study.budget.max_disk_bytes
+        if not most:
+            return
+        paused = self._standing.trials.in_state(State.PAUSED)
+        folders = {trial.number: self._settings.trial_folder(self._study.name, trial.number) for trial in paused}
+        sizes = {number: _size_bytes(folder) for number, folder in folders.items()}
+        paused.sort(key=lambda trial: (len(self._standing.epochs[trial.number]), trial.value or 0.0, -trial.number))
+        for trial in paused:
+            if sum(sizes.values()) <= most:
+                return
+            self._monitor.note(
+                f"trial {trial.number} is pruned: paused trials take {sum(sizes.values())} bytes on disk"
+            )
+            self._prune(trial)
+            del sizes[trial.number]
 
     def _drop_checkpoints(self, trial: int, attempt: int) -> None:
         """Free what only a resume would have needed, now that the result is recorded."""
@@ -583,3 +605,7 @@ class _Coordinator:
         if trial.confirms is None:
             self._search.tell(trial, self._standing.epochs.get(number, []))
         self._monitor.trial_ended(trial)
+
+
+def _size_bytes(folder: Path) -> int:
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

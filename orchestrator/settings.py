@@ -53,9 +53,13 @@ class Settings:
         """Folder of all attempts of a study."""
         return self.home / "trials" / study
 
+    def trial_folder(self, study: str, trial: int) -> Path:
+        """Folder of all attempts of a trial."""
+        return self.study_folder(study) / f"{trial:04d}"
+
     def attempt_folder(self, study: str, trial: int, attempt: int) -> Path:
         """Folder that one attempt of one trial, and nothing else, writes into."""
-        return self.study_folder(study) / f"{trial:04d}" / str(attempt)
+        return self.trial_folder(study, trial) / str(attempt)
 
 
 def _sqlite_url(path: Path) -> str:

@@ -29,7 +29,7 @@ def sweep(
     random), pruner (asha, asha-pause, median, hyperband, none, …), default_first, enqueue (FILE), warm_start (STUDY).
     Where: executor (local, inline, ray), address, workers. Until: trials, timeout (as in 2h), max_epochs_total,
     max_failures, target_value, patience. Then: confirm (as in 3x5), export (top:K, best, all, none).
-    A trial that fails by an error is tried again: retries.
+    A trial that fails by an error is tried again: retries. What paused trials may keep on disk: max_disk.
 
     Every other key is a field of the recipe, fixed (lr=1e-3) or searched (lr=tag(log,interval(1e-4,1e-1)),
     optimizer=sgd,adamw, depth=range(2,6), width=int(interval(16,128))).

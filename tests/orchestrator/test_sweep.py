@@ -238,6 +238,33 @@ def test_promoted_trial_equals_one_that_was_never_paused(orch):
     assert all(torch.equal(trained[0][name], trained[1][name]) for name in trained[0])
 
 
+@pytest.mark.slow
+def test_paused_trials_keep_within_the_disk_that_they_may_take(orch):
+    arguments = orch.counting(trials=12, epochs=9, pruner="asha-pause", workers=1, hidden=8, **RATES)
+    orch(*arguments, "max_epochs_total=6")
+    size = max(folder_bytes(orch, number) for number in paused(orch))
+    limit = int(2.5 * size)
+    assert size > 10_000, "a checkpoint"
+    done = orch("resume", "s", f"max_disk={limit / 1000}KB", "max_epochs_total=16")
+    assert "is pruned: paused trials take" in done.stdout
+    left = paused(orch)
+    assert left
+    assert sum(folder_bytes(orch, number) for number in left) <= limit
+    pruned = [row for row in orch.json("compare", "s") if row["state"] == "pruned"]
+    of_rung = {row["trial"]: row["value"] for row in orch.json("compare", "s") if row["epochs"] == 1}
+    assert pruned
+    assert min(of_rung.get(number, 1.0) for number in left) >= max(of_rung[row["trial"]] for row in pruned)
+
+
+def paused(orch):
+    return [row["trial"] for row in orch.json("compare", "s") if row["state"] == "paused"]
+
+
+def folder_bytes(orch, number):
+    folder = orch.home / "trials" / "s" / f"{number:04d}"
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def test_stopped_study_shows_what_is_paused_and_another_pruner_takes_it_up(orch):
     arguments = orch.counting(trials=6, epochs=4, pruner="asha-pause", workers=1, pause_seconds=0.4, **RATES)
     with orch.running(*arguments) as sweep:
