@@ -85,6 +85,8 @@ def test_row_holds_what_the_record_says_and_is_json():
             "reason": None,
             "message": None,
             "run_id": "run",
+            "confirms": None,
+            "confirmed": None,
         },
         {
             "trial": 3,
@@ -97,6 +99,8 @@ def test_row_holds_what_the_record_says_and_is_json():
             "reason": "oom",
             "message": "too big",
             "run_id": None,
+            "confirms": None,
+            "confirmed": None,
         },
     ]
 
@@ -119,6 +123,7 @@ def test_status_counts_every_state_and_names_the_best():
         "data": "digits",
         "total": 50,
         "states": {"waiting": 0, "running": 1, "paused": 0, "complete": 2, "pruned": 1, "failed": 0},
+        "confirming": 0,
         "epochs_trained": 4,
         "best": {"trial": 1, "objective": "val_accuracy", "value": 0.9, "params": {"lr": 2}, "run_id": "run"},
     }
