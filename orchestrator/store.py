@@ -16,11 +16,12 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
 
-from sqlalchemy import bindparam, create_engine, delete, event, func, make_url, select, text
-from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError, OperationalError
+from sqlalchemy import bindparam, delete, func, select, text
+from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
-from orchestrator.errors import FencedError, NothingRecordedError, UnavailableError, UnknownNameError, UsageError
+from orchestrator.engines import cause, make_engine, make_folder, parse_url
+from orchestrator.errors import FencedError, NothingRecordedError, UnavailableError, UnknownNameError
 from orchestrator.tables import (
     Attempt,
     Base,
@@ -40,10 +41,9 @@ from orchestrator.tables import (
 )
 
 if TYPE_CHECKING:
-    import sqlite3
     from collections.abc import Callable, Iterable, Iterator, Sequence
 
-    from sqlalchemy import URL, Connection, Engine
+    from sqlalchemy import Engine
 
     from orchestrator.leases import Lease
 
@@ -53,7 +53,6 @@ SCHEMA_VERSION = 2
 # What brings a record of an older version to the next, but for tables that it lacks.
 _MIGRATIONS = {1: "ALTER TABLE trials ADD COLUMN confirms INTEGER"}
 _CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
-BUSY_SECONDS = 120  # a backup or a virus scanner may hold the file for a minute; waiting loses nothing
 RESTART_SECONDS = 120  # that a server which was there may be away
 LOOK_SECONDS = 0.5
 # PostgreSQL's classes of errors of a broken connection, and of a server that stops or starts (its manual, appendix A).
@@ -113,19 +112,19 @@ class Record:
             UsageError: a malformed URL, a missing driver, or nothing there and not `create`.
             UnavailableError: unreachable, corrupt, or written by a newer version; its bytes are untouched.
         """
-        parsed = _parse(url)
+        parsed = parse_url(url)
         file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
         if file is not None and not file.exists():
             if not create:
                 raise NothingRecordedError(f"no study has been recorded in {file.parent}; start one with `orch sweep`")
-            _make_folder(file.parent)
-        record = cls(_engine(parsed))
+            make_folder(file.parent)
+        record = cls(make_engine(parsed))
         try:
             record._prepare(create=create)
         except BaseException as error:
             record.close()
             if isinstance(error, DBAPIError):
-                raise UnavailableError(f"the record at {record._address} is not usable: {_cause(error)}") from error
+                raise UnavailableError(f"the record at {record._address} is not usable: {cause(error)}") from error
             raise
         return record
 
@@ -173,7 +172,7 @@ class Record:
             with self._read() as session:
                 yield session
         except DBAPIError as error:
-            raise UnavailableError(f"the record at {self._address} cannot be read: {_cause(error)}") from error
+            raise UnavailableError(f"the record at {self._address} cannot be read: {cause(error)}") from error
 
     @contextmanager
     def write(self, lease: Lease | None = None) -> Iterator[Session]:
@@ -189,7 +188,7 @@ class Record:
                     self._check(session, lease)
                 yield session
         except DBAPIError as error:
-            raise UnavailableError(f"the record at {self._address} cannot be written: {_cause(error)}") from error
+            raise UnavailableError(f"the record at {self._address} cannot be written: {cause(error)}") from error
 
     def _check(self, session: Session, lease: Lease) -> None:
         if session.connection().scalar(_TOKEN, {"lease": lease.name}) != lease.token:
@@ -510,53 +509,3 @@ def _change_values(trial: Trial, epoch: Epoch) -> dict[str, Any]:
 
 def _values(epoch: Epoch) -> dict[str, Any]:
     return {name: getattr(epoch, name) for name in _EPOCHS.columns.keys()}  # noqa: SIM118
-
-
-def _parse(url: str) -> URL:
-    expected = "expected sqlite:///FILE or postgresql://HOST/NAME"
-    try:
-        parsed = make_url(url)
-    except (ArgumentError, ValueError) as error:  # its message may carry the URL, and with it the password
-        raise UsageError(f"the record's URL is malformed; {expected}") from error
-    if parsed.get_backend_name() not in {"sqlite", "postgresql"} or parsed.database in {None, "", ":memory:"}:
-        raise UsageError(f"no record can be kept at {parsed.render_as_string()}; {expected}")
-    return parsed
-
-
-def _make_folder(path: Path) -> None:
-    try:
-        path.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UnavailableError(f"the folder {path} cannot be made: {error.strerror}") from error
-
-
-def _cause(error: DBAPIError) -> str:
-    return (str(error.orig).strip().splitlines() or ["no reason given"])[0]
-
-
-def _engine(url: URL) -> Engine:
-    if url.get_backend_name() != "sqlite":
-        try:
-            return create_engine(url, pool_pre_ping=True, connect_args={"connect_timeout": 5})
-        except NoSuchModuleError as error:
-            raise UsageError(f"there is no database driver {url.drivername!r}; use postgresql") from error
-        except ModuleNotFoundError as error:
-            raise UsageError(f"{error.name} is not installed; `pip install 'orch[postgres]'`") from error
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
-    event.listen(engine, "connect", _configure_sqlite)
-    event.listen(engine, "begin", _begin_sqlite)
-    return engine
-
-
-def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:
-    connection.isolation_level = None  # pysqlite would begin transactions late, and as readers
-    if connection.execute("PRAGMA page_count").fetchone() == (0,):  # only of a new file: the mode is kept in it
-        connection.execute("PRAGMA journal_mode=WAL")
-    connection.execute("PRAGMA synchronous=FULL")
-    connection.execute("PRAGMA foreign_keys=ON")
-
-
-def _begin_sqlite(connection: Connection) -> None:
-    # A transaction that starts as a reader and then writes can fail with "locked" at once, whatever the timeout.
-    immediate = connection.get_execution_options().get("immediate", False)
-    connection.exec_driver_sql("BEGIN IMMEDIATE" if immediate else "BEGIN")

@@ -77,8 +77,8 @@ def test_lost_node_costs_no_finished_epoch_and_its_trials_end_on_the_other(orch,
 
 def test_new_node_gets_workers_and_a_killed_worker_is_replaced(orch, cluster):
     cluster.kill(cluster.nodes.pop())
-    with orch.running(*arguments(orch, cluster, trials=12, pause_seconds=1.2)) as sweep:
-        wait_until(lambda: orch.begun().total() >= 4, what="epochs")
+    with orch.running(*arguments(orch, cluster, trials=12, pause_seconds=1.6)) as sweep:
+        wait_until(lambda: orch.begun().total() >= 2, what="epochs")
         cluster.add(2)
         wait_until(lambda: len(cluster.actors()) == 4, what="workers on the new node")
         kept = on_record(orch)

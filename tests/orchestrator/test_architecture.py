@@ -42,7 +42,7 @@ LAYERS = [
     {"catalogue", "feasible", "starts", "budget", "pace"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
-    {"tables", "settings", "processes"},
+    {"tables", "settings", "processes", "engines"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
