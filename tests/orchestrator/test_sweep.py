@@ -113,8 +113,8 @@ def test_warm_start_is_kept_as_it_was_and_its_trials_are_not_this_study_s(orch):
     assert missing.stderr.count("\n") == 1
     assert not orch.home.exists() or not (orch.home / "orch.db").exists()
 
-    more = ["lr=tag(log,interval(1e-4,1e-1))", "sampler=tpe", "workers=1"]
-    arguments = [key for key in orch.counting(*more, epochs=1) if key != "study=s"]
+    more = ["lr=tag(log,interval(1e-4,1e-1))", "workers=1"]
+    arguments = [key for key in orch.counting(*more, epochs=1, sampler="tpe") if key != "study=s"]
     orch(*arguments, "study=first", "trials=12")
     unknown = orch(*arguments, "study=s", "warm_start=frist", code=2)
     assert "unknown study 'frist'; did you mean 'first'?" in unknown.stderr
