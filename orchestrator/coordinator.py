@@ -37,7 +37,7 @@ from orchestrator.search import Search
 from orchestrator.signals import Signals
 from orchestrator.standing import Standing
 from orchestrator.store import Record
-from orchestrator.study import Study, change_budget, feasible
+from orchestrator.study import Study, change_budget
 from orchestrator.tables import Reason, State
 from recipes.checkpoint import remove_generations
 
@@ -126,7 +126,7 @@ class _Coordinator:
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
         self._standing = Standing(self._record, self._row.id, study.objective, pauses=pauses)
-        self._search = self._new_search()
+        self._search = Search.of(study)
         self._search.restore(
             [self._standing.trials[number] for number in self._standing.drawn()], self._standing.epochs
         )
@@ -173,18 +173,6 @@ class _Coordinator:
         left = self._record.requeue_running(self._lease, self._row.id)
         if left:
             self._monitor.note(f"{left} trial(s) of an earlier run go on from their last checkpoint")
-
-    def _new_search(self) -> Search:
-        study = self._study
-        return Search(
-            study.space,
-            study.sampler,
-            study.seed,
-            feasible(study).complaint,
-            objective=study.objective,
-            queue=study.queue,
-            known=study.known,
-        )
 
     def _let_go(self) -> None:
         """At the end of a run that was cut short, say of its running trials that they wait."""

@@ -198,15 +198,7 @@ def layout(study: Study, num_left: int) -> list[Slot]:
 def _suggestions(begun: _Begun) -> list[Params]:
     """The parameters of the next few new trials, as they are drawn from what is known now."""
     study = begun.study
-    search = Search(
-        study.space,
-        study.sampler,
-        study.seed,
-        feasible(study).complaint,
-        objective=study.objective,
-        queue=study.queue,
-        known=study.known,
-    )
+    search = Search.of(study)
     search.restore(begun.drawn, begun.epochs)
     asked: list[Params] = []
     for count in range(min(NUM_SUGGESTED, study.budget.trials - len(begun.drawn))):

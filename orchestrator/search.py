@@ -21,10 +21,13 @@ from orchestrator.points import Points
 from orchestrator.recent import RecentStorage
 from orchestrator.space import Choices, Range, Scalar, Space, draw, holds, in_order
 from orchestrator.starts import Result, result
+from orchestrator.study import feasible
 from orchestrator.tables import Epoch, State, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+
+    from orchestrator.study import Study
 
 _FEASIBLE = "ended well"  # name of the constraint that out of memory and divergence violate
 # What they are worth to a sampler that sees complete trials alone: less than guessing, by each objective.
@@ -67,6 +70,19 @@ class Search:
         self._run: set[Hashable] = set()
         for each in known:
             self._end(self._add(each.params), each)
+
+    @classmethod
+    def of(cls, study: Study) -> Search:
+        """The search of a study, which knows nothing of its trials yet."""
+        return cls(
+            study.space,
+            study.sampler,
+            study.seed,
+            feasible(study).complaint,
+            objective=study.objective,
+            queue=study.queue,
+            known=study.known,
+        )
 
     @property
     def used_up(self) -> bool:
