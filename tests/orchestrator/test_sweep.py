@@ -206,7 +206,7 @@ def test_leader_that_fails_leaves_its_place_to_the_next(orch):
 
 def test_draws_learn_from_how_far_each_paused_trial_had_come(orch):
     """Each draw is that of a search which has been told all that was on record when it was made."""
-    chosen = {"trials": 18, "epochs": 9, "pruner": "asha-pause", "workers": 1, "lr": RATES["lr"]}
+    chosen = {"trials": 18, "epochs": 9, "pruner": "asha-pause", "workers": 1, "sampler": "tpe", "lr": RATES["lr"]}
     orch(*orch.counting(**chosen))
     with orch.record() as record:
         row = record.study("s")

@@ -17,7 +17,7 @@ from tensorboard.backend.event_processing.event_accumulator import HISTOGRAMS, I
 from torch import nn
 
 import recipes
-from recipes import cnn, data, drawings, events, loop, mlp, pictures, transfer
+from recipes import cnn, data, drawings, event_files, events, loop, mlp, pictures, transfer
 from recipes.config import make
 from recipes.data import Names, Split, digits
 from recipes.loop import Attempt
@@ -50,7 +50,7 @@ def shown(folder: Path) -> EventAccumulator:
 def steps(folder: Path) -> dict[str, list[int]]:
     """The steps of every tag, as they stand in the files: doubled ones too."""
     found: dict[str, list[int]] = {}
-    for event in events.read(folder / "tensorboard"):
+    for event in event_files.read(folder / "tensorboard"):
         for value in event.summary.value:
             found.setdefault(value.tag, []).append(event.step)
     return found
