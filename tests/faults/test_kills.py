@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import random
 import signal
@@ -241,25 +240,12 @@ def test_second_process_on_a_held_study_is_refused_naming_the_holder(orch):
         assert sweep.poll() is None
 
 
-def stop_between_writes(process, database):
-    """Send SIGSTOP at a moment when the process does not hold SQLite's lock, which nobody can take from it."""
-    for _ in range(100):
-        os.kill(process.pid, signal.SIGSTOP)
-        connection = sqlite3.connect(database, isolation_level=None, timeout=1)
-        with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
-            connection.execute("BEGIN IMMEDIATE")
-            return
-        os.kill(process.pid, signal.SIGCONT)
-        time.sleep(0.01)
-    pytest.fail("it always writes")
-
-
 @pytest.mark.slow
 def test_sleeper_that_wakes_is_fenced(orch):
     arguments = orch.counting(trials=2, epochs=8, pause_seconds=0.3)
     with orch.running(*arguments) as sleeper:
         wait_until(lambda: orch.begun()[(0, 2)], what="epoch 2")
-        stop_between_writes(sleeper, orch.home / "orch.db")
+        orch.stop_between_writes(sleeper)
         orch("resume", "s")
         os.kill(sleeper.pid, signal.SIGCONT)
         _, errors = sleeper.communicate(timeout=30)

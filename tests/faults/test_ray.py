@@ -126,7 +126,7 @@ def test_workers_of_a_driver_that_sleeps_end_and_make_room_for_another(orch, clu
     with orch.running(*arguments(orch, cluster, trials=4)) as sleeper:
         wait_until(lambda: orch.begun()[(0, 2)], what="epoch 2")
         found = cluster.actors()
-        os.kill(sleeper.pid, signal.SIGSTOP)
+        orch.stop_between_writes(sleeper)
         orch("resume", "s")
         assert not any(map(alive, found))
         os.kill(sleeper.pid, signal.SIGCONT)

@@ -109,7 +109,7 @@ def test_process_that_does_not_answer_is_named_and_nothing_changes(orch, monkeyp
     with orch.running(*orch.counting(trials=2, epochs=30, pause_seconds=0.4, workers=1)) as sweep:
         wait_until(lambda: orch.begun().total() >= 1, what="an epoch")
         with orch.record() as record:
-            sweep.send_signal(signal.SIGSTOP)
+            orch.stop_between_writes(sweep)
             with pytest.raises(UnavailableError, match=rf"process {sweep.pid} on \S+ does not answer; nothing was"):
                 control.pause(record, "s")
             assert record.commands(record.study("s").id) == []

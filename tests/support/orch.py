@@ -6,6 +6,7 @@ import contextlib
 import json
 import os
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -88,6 +89,18 @@ class Orch:
             yield record
         finally:
             record.close()
+
+    def stop_between_writes(self, process: subprocess.Popen[str]) -> None:
+        """Send SIGSTOP at a moment when the process does not hold SQLite's lock, which nobody can take from it."""
+        for _ in range(100):
+            os.kill(process.pid, signal.SIGSTOP)
+            connection = sqlite3.connect(self.home / "orch.db", isolation_level=None, timeout=1)
+            with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
+                connection.execute("BEGIN IMMEDIATE")
+                return
+            os.kill(process.pid, signal.SIGCONT)
+            time.sleep(0.01)
+        raise AssertionError(f"process {process.pid} always writes")
 
     def recorded(self) -> dict[int, list[int]]:
         """The epochs that the record holds of each trial of study `s`."""
