@@ -40,6 +40,13 @@ def require(tool: str) -> Path:
     return Path(found)
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Of several processes that run tests, one has a file's; and all on Ray, whose clusters a machine's others find."""
+    for item in items:
+        group = "ray" if "test_ray" in item.path.name else item.path.name
+        item.add_marker(pytest.mark.xdist_group(group))
+
+
 @pytest.fixture(autouse=True)
 def _only_local_stores(monkeypatch: pytest.MonkeyPatch) -> None:
     """No test writes into a record or a tracking server that whoever runs the tests has set."""
