@@ -106,14 +106,15 @@ def describe(budget: Budget, keys: Iterable[str]) -> str:
     return ", ".join(f"{key}={value}{units.get(key, '')}" for key, value in values.items())
 
 
-def sampler_of(budget: Budget, space: Space) -> str:
+def sampler_of(budget: Budget, space: Space, *, several: bool = False) -> str:
     """The budget's sampler; `auto` is `gp` if no trial is stopped early (`pruner=none`), all that is searched are
-    ranges without conditions, and there are at most 100 trials, else `tpe`.
+    ranges without conditions, and there are at most 100 trials and not `several` objectives, else `tpe`.
     """
     if budget.sampler != "auto":
         return budget.sampler
     numeric = 0 < len(space) == len(plain_ranges(space))
-    return "gp" if numeric and budget.trials <= MAX_GP_TRIALS and budget.pruner == "none" else "tpe"
+    few = budget.trials <= MAX_GP_TRIALS and not several
+    return "gp" if numeric and few and budget.pruner == "none" else "tpe"
 
 
 def check_sampler(budget: Budget, space: Space) -> None:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import dataclasses
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import confirm
+from orchestrator import confirm, pareto
+from orchestrator.objectives import of_spec, values_at, vector
 from orchestrator.tables import State
 from recipes.config import objective_of
 
@@ -13,6 +14,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
     from orchestrator.confirm import Confirmed
+    from orchestrator.objectives import Objective
     from orchestrator.tables import Epoch, Study, Trial
 
 _ORDER = (State.COMPLETE, State.PRUNED, State.RUNNING, State.PAUSED, State.WAITING, State.FAILED)
@@ -23,17 +25,39 @@ def best_epoch(epochs: Sequence[Epoch], objective: str) -> Epoch | None:
     return min(epochs, key=lambda e: (-e.metrics[objective], e.metrics["val_loss"], e.number), default=None)
 
 
-def ranked(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
-    """Complete trials, the best first: those that further seeds confirm by their mean, then all others by value."""
+def ranked(
+    trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]], named: Sequence[Objective] = ()
+) -> list[Trial]:
+    """Complete trials, the best first: those that further seeds confirm by their mean, then all others by value.
+
+    Of several objectives front by front (`pareto.fronts`), in each by value.
+    """
     trials = list(trials)
-    seeds = confirm.confirmed(trials)
-    return sorted(by_value(trials, epochs), key=lambda trial: _standing(seeds.get(trial.number)))
+    seeds, fronts = confirm.confirmed(trials), _fronts(trials, epochs, named)
+    leaders = by_value(trials, epochs)
+    return sorted(leaders, key=lambda trial: (fronts.get(trial.number, 0), _standing(seeds.get(trial.number))))
 
 
 def by_value(trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]]) -> list[Trial]:
     """Complete trials by value, then lower val_loss of the best epoch, then lower number; no further seeds of any."""
     complete = [trial for trial in trials if trial.state is State.COMPLETE and trial.confirms is None]
     return sorted(complete, key=lambda trial: _rank(trial, epochs))
+
+
+def _fronts(
+    trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]], named: Sequence[Objective]
+) -> dict[int, int]:
+    """Complete trial -> which front it is on, 0 being the Pareto front; nothing of one objective."""
+    if not named:
+        return {}
+    complete = [trial for trial in trials if trial.state is State.COMPLETE]
+    table = {trial.number: vector(_values(trial, epochs, named), named) for trial in complete}
+    return {number: place for place, front in enumerate(pareto.fronts(table)) for number in front}
+
+
+def _values(trial: Trial, epochs: Mapping[int, Sequence[Epoch]], named: Sequence[Objective]) -> dict[str, float]:
+    """What the objectives were after a trial's best epoch; nothing before there is one, or of one objective."""
+    return values_at(epochs.get(trial.number, []), trial.best_epoch, named) if trial.best_epoch else {}
 
 
 def _standing(seeds: Confirmed | None) -> tuple[int, int, float]:
@@ -46,13 +70,16 @@ def leaderboard(
     epochs: Mapping[int, Sequence[Epoch]],
     run_ids: Mapping[int, str],
     space: Mapping[str, Any] | None = None,
+    named: Sequence[Objective] = (),
 ) -> list[dict[str, Any]]:
     """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs.
 
     A field that a trial did not draw, since the condition in the study's `space` did not hold, is None there. A row
-    of a further seed says whom it `confirms`; what all of them say is `confirmed` in the row of that trial.
+    of a further seed says whom it `confirms`; what all of them say is `confirmed` in the row of that trial. Where
+    several objectives are `named`, `objectives` has the value of each, and `front` says whether the trial is on the
+    Pareto front of the complete ones.
     """
-    seeds = confirm.confirmed(trials)
+    seeds, fronts = confirm.confirmed(trials), _fronts(trials, epochs, named)
     conditional = {name for name, searched in (space or {}).items() if searched.get("when")}
     differing = _differing([trial for trial in trials if trial.confirms is None])
     ordered = sorted(
@@ -60,6 +87,7 @@ def leaderboard(
         key=lambda trial: (
             trial.confirms is not None,
             _ORDER.index(trial.state),
+            fronts.get(trial.number, 0),
             _standing(seeds.get(trial.number)),
             *_rank(trial, epochs),
         ),
@@ -69,6 +97,8 @@ def leaderboard(
             "trial": trial.number,
             "objective": objective_of(trial.config),
             "value": trial.value,
+            "objectives": _values(trial, epochs, named),
+            "front": fronts.get(trial.number) == 0,
             "params": {
                 name: None if name in conditional and name not in trial.params else trial.config.get(name)
                 for name in differing
@@ -91,9 +121,12 @@ def status(
 ) -> dict[str, Any]:
     """One study in numbers: trials in each state, further seeds of leaders, epochs trained.
 
-    `best` is the best trial, or None before there is one.
+    `best` is the best trial, or None before there is one; of several objectives, the best by the task's own among
+    those of the Pareto `front`, which else is empty.
     """
-    leaders = ranked(trials, epochs)
+    named = of_spec(study.spec)
+    leaders, fronts = ranked(trials, epochs, named), _fronts(trials, epochs, named)
+    front = [trial for trial in leaders if fronts.get(trial.number) == 0]
     drawn = [trial for trial in trials if trial.confirms is None]
     return {
         "study": study.name,
@@ -104,6 +137,7 @@ def status(
         "confirming": len(trials) - len(drawn),
         "epochs_trained": sum(map(len, epochs.values())),
         "best": _best(leaders[0], run_ids) if leaders else None,
+        "front": [{"trial": trial.number, **_values(trial, epochs, named)} for trial in front],
     }
 
 

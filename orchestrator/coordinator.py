@@ -125,7 +125,7 @@ class _Coordinator:
         self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
-        self._standing = Standing(self._record, self._row.id, study.objective, pauses=pauses)
+        self._standing = Standing(self._record, self._row.id, study.objective, study.objectives, pauses=pauses)
         self._search = Search.of(study)
         self._search.restore(
             [self._standing.trials[number] for number in self._standing.drawn()], self._standing.epochs
@@ -415,6 +415,7 @@ class _Coordinator:
             config=placed(trial.config, slot),
             folder=self._folder(trial.number, attempt.number),
             earlier_folders=tuple(earlier),
+            objectives=tuple(each.name for each in self._study.objectives),
             num_recorded_epochs=len(recorded),
             decision_epochs=decision_epochs,
             threads=trial.threads,
@@ -474,7 +475,7 @@ class _Coordinator:
 
     def _decision(self, trial: tables.Trial, epoch: int) -> Decision:
         curve = [row.metrics[self._study.objective] for row in self._standing.epochs[trial.number][:epoch]]
-        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._standing.rungs[epoch], curve):
+        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._standing.rung(epoch), curve):
             return "go"
         return "pause" if isinstance(self._pruner, AshaPause) else "stop"
 
@@ -536,8 +537,7 @@ class _Coordinator:
         paused = self._standing.trials.in_state(State.PAUSED)
         folders = {trial.number: self._settings.trial_folder(self._study.name, trial.number) for trial in paused}
         sizes = {number: _size_bytes(folder) for number, folder in folders.items()}
-        paused.sort(key=lambda trial: (len(self._standing.epochs[trial.number]), trial.value or 0.0, -trial.number))
-        for trial in paused:
+        for trial in self._standing.poorest_first(paused):
             if sum(sizes.values()) <= most:
                 return
             self._monitor.note(

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 from orchestrator import catalogue, compare
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.models import accepted_attempt, check_hash
+from orchestrator.objectives import of_spec
 from orchestrator.store import Record
 from recipes.checkpoint import BEST
 
@@ -126,7 +127,7 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
 def _trial(record: Record, study: Study, number: int | None) -> Trial:
     trials = record.trials(study.id)
     if number is None:
-        leaders = compare.ranked(trials, record.epochs(study.id))
+        leaders = compare.ranked(trials, record.epochs(study.id), of_spec(study.spec))
         if not leaders:
             raise UsageError(f"study {study.name!r} has no complete trial yet")
         return leaders[0]

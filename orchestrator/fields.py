@@ -24,8 +24,11 @@ if TYPE_CHECKING:
 
     from recipes import Recipe
 
-# What may differ between two runs of one study: where a trial runs and where its files lie, not what comes out of it.
-PLACEMENT_FIELDS = frozenset({"device", "data_root", "download", "profile", "pictures", "loading", "loader_workers"})
+# What may differ between two runs of one study: where a trial runs, where its files lie and what is told beside, not
+# what comes out of it.
+PLACEMENT_FIELDS = frozenset(
+    {"device", "data_root", "download", "profile", "pictures", "latency", "loading", "loader_workers"}
+)
 # Fields of a Config that are set by the study key of the same name, whose text is read by the field's own type.
 STUDY_FIELDS = (*DatasetConfig.model_fields, "seed")
 
@@ -101,7 +104,7 @@ def _kind(field: FieldPath) -> constraints.Kind:
 
 def _check_known(key: str, known: Mapping[str, FieldPath], where: str = "") -> None:
     if key not in known:
-        keys = [*known, *BUDGET_KEYS, *starts.KEYS, "study", "recipe"]
+        keys = [*known, *BUDGET_KEYS, *starts.KEYS, "objectives", "study", "recipe"]
         raise UnknownNameError(f"key{where}", key, keys)
 
 

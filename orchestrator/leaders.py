@@ -38,7 +38,7 @@ class Leaders:
         self, trials: Iterable[tables.Trial], epochs: Mapping[int, Sequence[tables.Epoch]]
     ) -> list[tables.Trial]:
         """The leaders whose export has not been tried."""
-        leaders = compare.ranked(trials, epochs)[: self._study.budget.num_exports]
+        leaders = compare.ranked(trials, epochs, self._study.objectives)[: self._study.budget.num_exports]
         tried = self._record.exports(self._row.id, failed=True)
         return [trial for trial in leaders if trial.number not in tried]
 

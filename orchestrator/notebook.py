@@ -83,19 +83,26 @@ class StudyResults:
     def trials(self) -> list[dict[str, Any]]:
         """A row a trial, the best first: `trial`, `value`, `params`, `epochs`, `seconds`, `state`, `run_id`, …"""
         from orchestrator import compare
+        from orchestrator.objectives import of_spec
 
         with self._read() as (record, row):
             trials, epochs, runs = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
-            return compare.leaderboard(trials, epochs, runs, row.spec.get("space"))
+            return compare.leaderboard(trials, epochs, runs, row.spec.get("space"), of_spec(row.spec))
+
+    @property
+    def front(self) -> list[dict[str, Any]]:
+        """Of several objectives, the rows of `trials` that no other beats in all of them: the Pareto front."""
+        return [row for row in self.trials if row["front"]]
 
     @property
     def best(self) -> dict[str, Any] | None:
         """The winner in full, as `orch show` has it: `value`, `config`, `folder`, `files`, …; None without one."""
         from orchestrator import compare, views
+        from orchestrator.objectives import of_spec
         from orchestrator.settings import Settings
 
         with self._read() as (record, row):
-            leaders = compare.ranked(record.trials(row.id), record.epochs(row.id))
+            leaders = compare.ranked(record.trials(row.id), record.epochs(row.id), of_spec(row.spec))
             return views.trial_details(record, Settings.from_environment(), row, leaders[0].number) if leaders else None
 
     @property
@@ -111,7 +118,8 @@ class StudyResults:
         import pandas as pd
 
         rows = [
-            {name: value for name, value in row.items() if name not in {"params", "confirmed"}}
+            {name: value for name, value in row.items() if name not in {"params", "confirmed", "objectives"}}
+            | row["objectives"]
             | {f"params.{name}": value for name, value in row["params"].items()}
             for row in self.trials
         ]

@@ -20,6 +20,7 @@ from orchestrator.executors import Exported, ExportSpec
 from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
 from orchestrator.leases import Holding, study_lease
 from orchestrator.models import accepted_attempt, check_hash, file_of
+from orchestrator.objectives import of_spec
 from orchestrator.registry import Registry
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion
@@ -212,7 +213,8 @@ class _Promotion:
         study = self._study
         if ":" in study.name:
             raise UsageError(f"MLflow registers no model with a colon in its name: {study.name!r}")
-        leaders = compare.ranked(self._record.trials(study.id), self._record.epochs(study.id))
+        trials, epochs = self._record.trials(study.id), self._record.epochs(study.id)
+        leaders = compare.ranked(trials, epochs, of_spec(study.spec))
         if not leaders:
             raise UsageError(f"study {study.name!r} has no complete trial yet")
         if "data" not in leaders[0].config:

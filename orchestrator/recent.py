@@ -13,7 +13,10 @@ from bisect import bisect_left, insort
 from typing import TYPE_CHECKING
 
 from optuna.storages import InMemoryStorage
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
+
+from orchestrator.pareto import order
 
 if TYPE_CHECKING:
     from collections.abc import Container, Sequence
@@ -28,15 +31,17 @@ _Worth = tuple[int, float, float, int]  # the lower the better; the trial's id i
 class RecentStorage(InMemoryStorage):
     """Optuna's storage in memory, of one study; `reopen` takes back how a trial ended.
 
-    With `everything`, samplers are shown all there is, however much.
+    With `everything`, samplers are shown all there is, however much. Of `several` objectives the best are the first in
+    the order of `pareto.order`, which is found anew for each draw.
     """
 
-    def __init__(self, *, everything: bool = False) -> None:
+    def __init__(self, *, everything: bool = False, several: bool = False) -> None:
         super().__init__()
-        self._everything = everything
+        self._everything, self._several = everything, several
         self._open: set[int] = set()
         self._ended: list[int] = []  # ids of trials with a result, in order; they count up with the numbers
-        self._ranked: list[_Worth] = []  # the same, the best first
+        self._ranked: list[_Worth] = []  # the same, the best first; of one objective
+        self._best_of_several: list[int] | None = None
 
     def create_new_trial(self, study_id: int, template_trial: FrozenTrial | None = None) -> int:
         """See `BaseStorage`."""
@@ -54,7 +59,9 @@ class RecentStorage(InMemoryStorage):
             self._open.discard(trial_id)
         if state in (TrialState.COMPLETE, TrialState.PRUNED):
             insort(self._ended, trial_id)
-            insort(self._ranked, _worth(self.get_trial(trial_id)))
+            self._best_of_several = None
+            if not self._several:
+                insort(self._ranked, _worth(self.get_trial(trial_id)))
         return done
 
     def reopen(self, trial_id: int) -> None:
@@ -62,7 +69,9 @@ class RecentStorage(InMemoryStorage):
         ended = self.get_trial(trial_id)
         if ended.state in (TrialState.COMPLETE, TrialState.PRUNED):
             del self._ended[bisect_left(self._ended, trial_id)]
-            del self._ranked[bisect_left(self._ranked, _worth(ended))]
+            self._best_of_several = None
+            if not self._several:
+                del self._ranked[bisect_left(self._ranked, _worth(ended))]
         again = copy.copy(ended)
         again.state, again.values, again.datetime_complete = TrialState.RUNNING, None, None
         again.intermediate_values, again.system_attrs = {}, {}
@@ -75,10 +84,25 @@ class RecentStorage(InMemoryStorage):
         """Those that samplers are shown, by number; what failed teaches nothing and is left out."""
         if self._everything or states == (TrialState.WAITING,):
             return super().get_all_trials(study_id, deepcopy, states)
-        best = (trial_id for *_, trial_id in self._ranked[:NUM_BEST])
+        best = self._best(study_id) if len(self._ended) > NUM_LATEST else []
         shown = [self.get_trial(trial_id) for trial_id in sorted({*self._ended[-NUM_LATEST:], *best, *self._open})]
         found = [trial for trial in shown if states is None or trial.state in states]
         return copy.deepcopy(found) if deepcopy else found
+
+    def _best(self, study_id: int) -> list[int]:
+        if not self._several:
+            return [trial_id for *_, trial_id in self._ranked[:NUM_BEST]]
+        if self._best_of_several is None:
+            signs = [1 if way is StudyDirection.MAXIMIZE else -1 for way in self.get_study_directions(study_id)]
+            ended = map(self.get_trial, self._ended)
+            self._best_of_several = order(
+                {
+                    trial._trial_id: tuple(sign * value for sign, value in zip(signs, trial.values, strict=True))
+                    for trial in ended
+                    if trial.state is TrialState.COMPLETE
+                }
+            )[:NUM_BEST]
+        return self._best_of_several
 
 
 def _worth(trial: FrozenTrial) -> _Worth:

@@ -74,7 +74,7 @@ def with_known(record: Record, study: Study, tell: Callable[[str], None]) -> Stu
         raise UsageError(f"warm_start={study.warm_start} is this study itself; name another with study=NAME")
     row = record.study(study.warm_start)
     trials, epochs = record.trials(row.id), record.epochs(row.id)
-    known = starts.results_of(trials, epochs, study.space, study.objective)
+    known = starts.results_of(trials, epochs, study.space, study.objective, study.objectives)
     num_ended = sum(trial.state.finished for trial in trials)
     tell(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
     return study.model_copy(update={"known": known})

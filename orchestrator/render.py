@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -14,8 +15,9 @@ from rich.text import Text
 from orchestrator.errors import printable
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Mapping, Sequence
+    from collections.abc import Callable, Iterable, Mapping, Sequence
 
+    Row = Mapping[str, Any]
 
 T = TypeVar("T")
 WIDE = 1000  # columns of a pipe, which has no edge
@@ -24,22 +26,23 @@ WIDE = 1000  # columns of a pipe, which has no edge
 def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = None) -> None:
     """Print the ranked trials of a study, or the first `limit`: a column a parameter, or one for all in little room.
 
-    What further seeds say of a trial stands beside its value; they have no rows of their own.
+    What further seeds say of a trial stands beside its value; they have no rows of their own. Several objectives have
+    a column each, and one for who is on their Pareto front.
     """
     console = _console()
     rows = [row for row in rows if row["confirms"] is None]
     names = list(rows[0]["params"]) if rows else []
-    objective = rows[0]["objective"] if rows else "value"
     shown = rows[:limit]
-    seeds = ["further seeds"] if any(row["confirmed"] for row in rows) else []
+    values = _value_columns(rows)
+    how = {"epochs": _epochs, "seconds": _seconds, "state": _state}
     table = _table(
-        ["trial", objective, *seeds, *names, "epochs", "seconds", "state"],
+        ["trial", *values, *names, *how],
         [
             [
-                *_figures(row)[:2],
-                *_mean(row, seeds),
+                row["trial"],
+                *(cell(row) for cell in values.values()),
                 *(short(row["params"][name]) for name in names),
-                *_figures(row)[2:],
+                *(cell(row) for cell in how.values()),
             ]
             for row in shown
         ],
@@ -47,10 +50,11 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = N
     # Measured as in a pipe: a console takes no table for wider than itself.
     if console.measure(table, options=console.options.update(max_width=WIDE)).maximum > console.width:
         table = _table(
-            ["trial", objective, *seeds, "epochs", "seconds", "state", "parameters"],
+            ["trial", *values, *how, "parameters"],
             [
                 [
-                    *(*_figures(row)[:2], *_mean(row, seeds), *_figures(row)[2:]),
+                    row["trial"],
+                    *(cell(row) for cell in (*values.values(), *how.values())),
                     short({k: v for k, v in row["params"].items() if v is not None}),
                 ]
                 for row in shown
@@ -61,17 +65,44 @@ def show_leaderboard(rows: Sequence[Mapping[str, Any]], *, limit: int | None = N
         print(f"… and {len(rows) - len(shown)} more: orch compare")
 
 
-def _mean(row: Mapping[str, Any], seeds: Sequence[str]) -> list[str]:
-    """What further seeds say of a row, where there is a column for it."""
-    said = row["confirmed"]
-    return [("{mean:.4f} ({low:.4f} to {high:.4f})".format_map(said) if said else "") for _ in seeds]
+def _value_columns(rows: Sequence[Row]) -> dict[str, Callable[[Row], str]]:
+    """Header -> what stands there in a row, of all that says how good a trial is."""
+    columns: dict[str, Callable[[Row], str]] = {rows[0]["objective"] if rows else "value": _value}
+    several: Mapping[str, float] = next((row["objectives"] for row in rows if row["objectives"]), {})
+    columns |= {name: functools.partial(_objective, name) for name in several if name not in columns}
+    if several:
+        columns["front"] = _front
+    if any(row["confirmed"] for row in rows):
+        columns["further seeds"] = _mean
+    return columns
 
 
-def _figures(row: Mapping[str, Any]) -> list[str]:
-    """Trial, value, epochs, seconds and state of a row."""
-    state = row["state"] if row["reason"] is None else f"{row['state']} ({row['reason']})"
-    value = "" if row["value"] is None else f"{row['value']:.4f}"
-    return [str(row["trial"]), value, str(row["epochs"]), f"{row['seconds']:.1f}", state]
+def _value(row: Row) -> str:
+    return "" if row["value"] is None else f"{row['value']:.4f}"
+
+
+def _objective(name: str, row: Row) -> str:
+    return short(row["objectives"].get(name))
+
+
+def _front(row: Row) -> str:
+    return "yes" if row["front"] else ""
+
+
+def _mean(row: Row) -> str:
+    return "{mean:.4f} ({low:.4f} to {high:.4f})".format_map(row["confirmed"]) if row["confirmed"] else ""
+
+
+def _epochs(row: Row) -> str:
+    return str(row["epochs"])
+
+
+def _seconds(row: Row) -> str:
+    return f"{row['seconds']:.1f}"
+
+
+def _state(row: Row) -> str:
+    return row["state"] if row["reason"] is None else f"{row['state']} ({row['reason']})"
 
 
 def show_table(header: Sequence[str], lines: Iterable[Sequence[object]]) -> None:

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING
 
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
+from optuna.study import StudyDirection
 from optuna.trial import TrialState
 
 from orchestrator import samplers
@@ -27,6 +28,7 @@ from orchestrator.tables import Epoch, State, Trial
 if TYPE_CHECKING:
     from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
 
+    from orchestrator.objectives import Objective
     from orchestrator.study import Study
 
 _FEASIBLE = "ended well"  # name of the constraint that out of memory and divergence violate
@@ -34,6 +36,9 @@ _FEASIBLE = "ended well"  # name of the constraint that out of memory and diverg
 _NOTHING_LEARNT = {"val_accuracy": 0.0, "val_f1": 0.0, "val_r2": -1.0}
 # How often a configuration that is impossible or was run is drawn again: by the sampler, then from the whole space.
 SAMPLED_TRIES, UNIFORM_TRIES = 20, 2000
+
+
+_DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 
 
 class Search:
@@ -52,6 +57,7 @@ class Search:
         complaint: Callable[[Mapping[str, Scalar]], str] = lambda _: "",
         *,
         objective: str = "val_accuracy",
+        objectives: Sequence[Objective] = (),
         queue: Sequence[Mapping[str, Scalar]] = (),
         known: Sequence[Result] = (),
     ) -> None:
@@ -59,9 +65,10 @@ class Search:
         self._space = {name: space[name] for name in in_order(space)}
         self._distributions = {name: _distribution(searched) for name, searched in self._space.items()}
         self._sampler, self._seed, self._complaint, self._queue = sampler, seed, complaint, queue
-        self._objective = objective
-        self._storage = RecentStorage(everything=sampler in samplers.OF_GENERATIONS)
-        self._study = optuna.create_study(storage=self._storage, direction="maximize")
+        self._objective, self._objectives = objective, objectives
+        self._storage = RecentStorage(everything=sampler in samplers.OF_GENERATIONS, several=bool(objectives))
+        directions = [_DIRECTIONS[each.direction] for each in objectives] or [_DIRECTIONS["max"]]
+        self._study = optuna.create_study(storage=self._storage, directions=directions)
         self._open: dict[int, optuna.Trial] = {}
         self._told: dict[int, int] = {}  # trial -> Optuna's id of it
         self._points = Points(self._space, _draw_seed(seed, "order"))
@@ -80,6 +87,7 @@ class Search:
             study.seed,
             feasible(study).complaint,
             objective=study.objective,
+            objectives=study.objectives,
             queue=study.queue,
             known=study.known,
         )
@@ -192,7 +200,7 @@ class Search:
         """
         asked = self._open.pop(trial.number, None) or self._reopened(trial.number)
         self._told[trial.number] = asked._trial_id
-        ended = result(trial, epochs, trial.params)
+        ended = result(trial, epochs, trial.params, self._objectives)
         if ended is None:
             self._study.tell(asked, state=TrialState.FAIL)
         else:
@@ -205,14 +213,29 @@ class Search:
         return optuna.Trial(self._study, self._told[number])
 
     def _end(self, asked: optuna.Trial, ended: Result) -> None:
-        for number, value in enumerate(ended.values, 1):
-            asked.report(value, number)
         if self._sampler not in samplers.TAKE_NO_CONSTRAINTS:
             asked.set_constraint(_FEASIBLE, 1.0 if ended.state is State.FAILED else 0.0)
+        if self._objectives:
+            self._end_with_several(asked, ended)
+            return
+        for number, value in enumerate(ended.values, 1):
+            asked.report(value, number)
         if ended.state is State.FAILED and self._sampler in samplers.LEARN_FROM_COMPLETE:
             self._study.tell(asked, _NOTHING_LEARNT[self._objective])
         elif ended.state is State.COMPLETE:
             self._study.tell(asked, ended.value)
+        else:
+            self._study.tell(asked, state=TrialState.PRUNED)
+
+    def _end_with_several(self, asked: optuna.Trial, ended: Result) -> None:
+        """Tell a trial that was stopped as complete with what it had come to, since Optuna takes no epochs of several.
+
+        Whatever dominated it where it was stopped still does, so that it is taken for no better than it is.
+        """
+        if ended.state is not State.FAILED:
+            self._study.tell(asked, list(ended.ends))
+        elif self._sampler in samplers.LEARN_FROM_COMPLETE:  # any values: what violates a constraint is the worst
+            self._study.tell(asked, [0.0] * len(self._objectives))
         else:
             self._study.tell(asked, state=TrialState.PRUNED)
 

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator import overrides, points, study_files
 from orchestrator.errors import UnknownNameError, UsageError
+from orchestrator.objectives import Objective, values_at
 from orchestrator.space import Scalar, Space, describe, holds, in_order
 from orchestrator.tables import Reason, State
 from recipes.config import Part, objective_of
@@ -26,27 +27,38 @@ class Result(Part):
     params: dict[str, Scalar]
     state: State  # failed: by memory or divergence
     value: float | None
-    values: tuple[float, ...]  # the objective's, an epoch each
+    values: tuple[float, ...]  # the same of each epoch
+    ends: tuple[float, ...] = ()  # of several objectives, if there are
 
 
-def result(trial: Trial, epochs: Sequence[Epoch], params: Mapping[str, Scalar]) -> Result | None:
+def result(
+    trial: Trial, epochs: Sequence[Epoch], params: Mapping[str, Scalar], named: Sequence[Objective] = ()
+) -> Result | None:
     """What is to be learnt from an ended trial; nothing where it failed by an error or lost its worker."""
     if trial.state is State.FAILED and trial.reason in {Reason.ERROR, Reason.LOST}:
         return None
     objective = objective_of(trial.config)
     values = tuple(epoch.metrics[objective] for epoch in epochs)
-    return Result(params=dict(params), state=trial.state, value=trial.value, values=values)
+    ends = tuple(values_at(epochs, trial.best_epoch, named).values()) if trial.best_epoch else ()
+    return Result(params=dict(params), state=trial.state, value=trial.value, values=values, ends=ends)
 
 
 def results_of(
-    trials: Sequence[Trial], epochs: Mapping[int, Sequence[Epoch]], space: Space, objective: str
+    trials: Sequence[Trial],
+    epochs: Mapping[int, Sequence[Epoch]],
+    space: Space,
+    objective: str,
+    named: Sequence[Objective] = (),
 ) -> tuple[Result, ...]:
-    """What another study's trials teach a search of `space`: those with the objective, and with all fields inside."""
+    """What another study's trials teach a search of `space`: those with all objectives, and with all fields inside."""
     found = []
     for trial in trials:
-        if trial.state.finished and trial.confirms is None and objective_of(trial.config) == objective:
+        own = epochs.get(trial.number, [])
+        told = {name for epoch in own for name in epoch.metrics}
+        fits = objective_of(trial.config) == objective and told >= {each.name for each in named}
+        if trial.state.finished and trial.confirms is None and fits:
             params = _inside(space, trial.config)
-            found.append(result(trial, epochs.get(trial.number, []), params) if params is not None else None)
+            found.append(result(trial, own, params, named) if params is not None else None)
     return tuple(each for each in found if each is not None)
 
 

@@ -14,11 +14,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import recipes
-from orchestrator import catalogue, compatibility, fields, overrides, starts
+from orchestrator import catalogue, compatibility, fields, objectives, overrides, starts
 from orchestrator.budget import BUDGET_KEYS, Budget, check_sampler, sampler_of, take_budget
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.feasible import Feasible
 from orchestrator.fields import PLACEMENT_FIELDS
+from orchestrator.objectives import Objective
 from orchestrator.space import Scalar, Space, plain, settle
 from orchestrator.starts import Result
 from orchestrator.tables import MAX_NAME_LENGTH
@@ -47,6 +48,7 @@ class Study(Part):
     fixed: dict[str, Scalar]  # every field that is not searched, or under a condition only; defaults included
     space: Space
     constraints: tuple[str, ...] = ()
+    objectives: tuple[Objective, ...] = ()  # if there are several
     budget: Budget
     queue: tuple[dict[str, Scalar], ...] = ()  # configurations that are tried first; the sampler draws what they lack
     warm_start: str = ""  # the study that the sampler knows from the start
@@ -55,11 +57,11 @@ class Study(Part):
     @property
     def sampler(self) -> str:
         """How parameters are drawn, with a name in place of `auto`."""
-        return sampler_of(self.budget, self.space)
+        return sampler_of(self.budget, self.space, several=bool(self.objectives))
 
     @property
     def objective(self) -> str:
-        """The metric by which trials are ranked."""
+        """The metric by which trials are ranked, and by which each one's epoch is chosen."""
         return objective_of(self.fixed)
 
     @property
@@ -77,6 +79,7 @@ class Study(Part):
             "fixed": kept,
             "space": {name: plain(searched) for name, searched in self.space.items()},
             **({"constraints": list(self.constraints)} if self.constraints else {}),
+            **({"objectives": objectives.describe(self.objectives)} if self.objectives else {}),
         }
 
     def config(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
@@ -99,19 +102,19 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
     recipe = _load_recipe(typed.pop("recipe", ""))
     budget = take_budget(typed, single=single)
     beginning = starts.take(typed, single=single)
+    named = objectives.take(typed, single=single)
     name = overrides.split(typed.pop("study"))[1] if "study" in typed else None
     told = fields.settings(recipe, typed, single=single)
     flat, space = fields.checked(recipe, told)
     if not space and not single:
         raise UsageError("nothing is searched; give a field a range, such as lr=tag(log,interval(1e-4,1e-1))")
-    flat = _with_absolute_paths(flat)
+    flat = _with_absolute_paths({**flat, **objectives.check(named, flat)})
     if budget.executor != "ray":  # whose nodes may have what this machine lacks; they are asked when it starts
         compatibility.check_device(flat)
     name = check_name(_default_name(recipe, flat, single=single) if name is None else name)
     possible = Feasible(recipe.config_type, flat, space, told.constraints)
     compatibility.check_needs(recipe, possible, space)
-    check_sampler(budget, space)
-    _check_confirm(budget, flat)
+    _check_budget(budget, space, flat, named)
     queue = starts.queue(beginning, space, flat, fields.defaults(recipe), possible.complaint)
     data_fingerprint, split_fingerprint = _fingerprints(flat)
     if useless := compatibility.useless_fields(recipe, flat, space, set(typed) & {*told.space, *told.fixed}):
@@ -131,6 +134,7 @@ def load(arguments: Sequence[str], *, single: bool = False) -> Study:
         fixed=flat,
         space=space,
         constraints=tuple(told.constraints),
+        objectives=named,
         budget=budget,
         queue=tuple({key: value for key, value in each.items() if key in space} for each in queue),
         warm_start=beginning.get("warm_start", ""),
@@ -150,8 +154,7 @@ def change_budget(study: Study, arguments: Sequence[str]) -> Study:
     if typed:
         key = next(iter(typed))
         raise UsageError(f"{key} cannot be changed in an existing study; allowed: {', '.join(BUDGET_KEYS)}")
-    check_sampler(budget, study.space)
-    _check_confirm(budget, study.fixed)
+    _check_budget(budget, study.space, study.fixed, study.objectives)
     return study.model_copy(update={"budget": budget})
 
 
@@ -217,7 +220,9 @@ def _load_recipe(argument: str) -> recipes.Recipe:
     return catalogue.load(reference)
 
 
-def _check_confirm(budget: Budget, fixed: Mapping[str, Scalar]) -> None:
+def _check_budget(budget: Budget, space: Space, fixed: Mapping[str, Scalar], named: Sequence[Objective]) -> None:
+    check_sampler(budget, space)
+    objectives.check_budget(named, budget, sampler_of(budget, space, several=bool(named)))
     if budget.confirm != "none" and "seed" not in fixed:
         raise UsageError(
             f"confirm={budget.confirm} trains with further seeds; this study has no one seed to go on from"

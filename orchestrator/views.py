@@ -11,8 +11,9 @@ from sqlalchemy import select
 from orchestrator import compare
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.leases import holder_of, study_lease
+from orchestrator.objectives import of_spec
 from orchestrator.tables import MirrorRun, Reason, State, Study
-from recipes.speed import SPEED_METRICS
+from recipes.speed import ALL_SPEED_METRICS
 
 if TYPE_CHECKING:
     from orchestrator.monitor import Outcome
@@ -20,7 +21,7 @@ if TYPE_CHECKING:
     from orchestrator.store import Record
 
 MODEL_METRICS = ("num_parameters", "flops")  # what the first epoch tells of the model, and no later one
-TOLD_ONCE = (*MODEL_METRICS, *SPEED_METRICS)
+TOLD_ONCE = (*MODEL_METRICS, *ALL_SPEED_METRICS)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,6 +40,8 @@ class Summary:
         winner = self.rows[0] if self.folder else None
         if winner:
             lines.append(f"winner    trial {winner['trial']}, {winner['objective']} {winner['value']:.4f}")
+            if front := [row for row in self.rows if row["front"]]:
+                lines.append(f"front     {len(front)} trial(s) that no other beats in all: {_numbers(front)}")
             if seeds := winner["confirmed"]:
                 mean = "mean {mean:.4f}, 95% interval {low:.4f} to {high:.4f}".format_map(seeds)
                 lines.append(f"seeds     {seeds['num_seeds']} further ones: {mean}")
@@ -56,12 +59,17 @@ class Summary:
         return lines
 
 
+def _numbers(rows: list[dict[str, Any]]) -> str:
+    return ", ".join(str(row["trial"]) for row in rows)
+
+
 def summarise(record: Record, settings: Settings, study: Study) -> Summary:
     """Read what the end of a run shows."""
     trials, epochs = record.trials(study.id), record.epochs(study.id)
-    leaders = compare.ranked(trials, epochs)
+    named = of_spec(study.spec)
+    leaders = compare.ranked(trials, epochs, named)
     export = record.exports(study.id).get(leaders[0].number) if leaders else None
-    rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), study.spec.get("space"))
+    rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), study.spec.get("space"), named)
     return Summary(
         study=study.name,
         rows=[row for row in rows if row["confirms"] is None],
@@ -126,6 +134,7 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
     assert trial is not None, "find_trial found it"
     attempts, epochs = record.attempts(trial.id), record.epochs(study.id).get(number, [])
     export = record.exports(study.id, failed=True).get(number)
+    told = {name: value for epoch in epochs for name, value in epoch.metrics.items()}  # the latest of each
     return {
         "study": study.name,
         "trial": number,
@@ -138,8 +147,8 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "threads": trial.threads,
         "run_id": record.run_ids(study.id).get(number),
         "folder": _last_folder(record, settings, study, number),
-        "model": {name: value for epoch in epochs for name, value in epoch.metrics.items() if name in MODEL_METRICS},
-        "speed": {name: value for name, value in epochs[-1].metrics.items() if name in SPEED_METRICS} if epochs else {},
+        "model": {name: value for name, value in told.items() if name in MODEL_METRICS},
+        "speed": {name: value for name, value in told.items() if name in ALL_SPEED_METRICS},
         "config": trial.config,
         "attempts": [
             {"number": a.number, "worker": a.worker, "state": a.state.value, "reason": a.reason and a.reason.value}

@@ -158,7 +158,8 @@ def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]
 def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: float, **_: object) -> EpochEnded:
     from recipes.training import DivergedError
 
-    required = (objective_of(spec.config), "val_loss")  # by which trials and epochs are ranked
+    # By these trials and epochs are ranked; what is the same in each epoch is told once.
+    required = (objective_of(spec.config), "val_loss", *(spec.objectives if number == 1 else ()))
     if missing := [name for name in required if name not in metrics]:
         raise ValueError(f"epoch {number} has no {' and no '.join(missing)}; a recipe's epochs must have them")
     for name, value in metrics.items():

@@ -20,6 +20,15 @@ if TYPE_CHECKING:
 MAX_SEED = 2**32 - 1  # the largest that NumPy takes
 # What a model's outputs are for -> the metric by which epochs and trials are ranked, the higher the better.
 OBJECTIVES = {"classification": "val_accuracy", "multilabel": "val_f1", "regression": "val_r2"}
+# What the training loop tells of a task's epochs, but for their speed.
+METRICS = {
+    task: ("train_loss", "val_loss", *told, "lr", "num_parameters", "flops")
+    for task, told in {
+        "classification": ("val_accuracy",),
+        "multilabel": ("val_accuracy", "val_f1"),
+        "regression": ("val_r2", "val_mae", "val_rmse"),
+    }.items()
+}
 
 
 class Part(BaseModel):
@@ -160,6 +169,7 @@ class FitConfig(Part):
     shuffle_buffer: int = Field(
         2048, gt=0, description="images of a stream (shards:PATH) that the next one is drawn from"
     )
+    latency: bool = Field(False, description="measure how long the model takes for one image, as latency_ms")
     profile: bool = Field(False, description="leave a Chrome trace and a table of operators beside the checkpoints")
     pictures: bool = Field(
         False, description="leave TensorBoard events, curves, a batch and the mistakes beside the checkpoints"

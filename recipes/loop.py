@@ -143,7 +143,7 @@ def _train_on(
         metrics = training.epoch(history) | memory.metrics()
         seconds = time.perf_counter() - started
         if not history:
-            metrics |= training.size()
+            metrics |= training.size() | (training.latency() if config.fit.latency else {})
         rank = _rank(metrics, training.objective)
         is_best = all(rank > _rank(earlier["metrics"], training.objective) for earlier in history)
         history.append({"number": len(history) + 1, "metrics": metrics, "seconds": seconds, "is_best": is_best})

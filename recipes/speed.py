@@ -3,22 +3,41 @@
 from __future__ import annotations
 
 import re
+import statistics
+import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
 
     import torch
 
-SPEED_METRICS = ("images_per_second", "step_seconds", "peak_memory_bytes")
+SPEED_METRICS = ("images_per_second", "step_seconds", "peak_memory_bytes")  # of every epoch
+LATENCY = "latency_ms"
+ALL_SPEED_METRICS = (*SPEED_METRICS, LATENCY)  # that is told once, where `latency=true` asks for it
+NUM_WARM_UP, NUM_TIMED = 3, 20  # forward passes of one image
 PROCESS = Path("/proc/self")
 RESET_PEAK = "5"  # proc(5), clear_refs: since Linux 4.0
 
 
 def results(metrics: Mapping[str, float]) -> dict[str, float]:
     """Metrics without those of speed: what the same training gives again."""
-    return {name: value for name, value in metrics.items() if name not in SPEED_METRICS}
+    return {name: value for name, value in metrics.items() if name not in ALL_SPEED_METRICS}
+
+
+def latency_ms(answer: Callable[[], object], device: torch.device) -> float:
+    """Milliseconds that `answer` takes on the device, the median of 20 calls; others on the machine count as well."""
+    import torch
+
+    taken = []
+    for _ in range(NUM_WARM_UP + NUM_TIMED):
+        started = time.perf_counter()
+        answer()
+        if device.type != "cpu":
+            torch.accelerator.synchronize(device)
+        taken.append(time.perf_counter() - started)
+    return 1000 * statistics.median(taken[NUM_WARM_UP:])
 
 
 class PeakMemory:

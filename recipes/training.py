@@ -21,6 +21,7 @@ from recipes.device import allow_tf32, random_states, set_random_states
 from recipes.flops import size
 from recipes.ranks import ALONE, Ranks
 from recipes.recompute import recompute
+from recipes.speed import LATENCY, latency_ms
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -134,6 +135,13 @@ class Training:
     def size(self) -> dict[str, float]:
         """`num_parameters`, and `flops` of one image; what is the same in each epoch is told once."""
         return size(self._model, self.example())
+
+    @torch.inference_mode()
+    def latency(self) -> dict[str, float]:
+        """`latency_ms` of one image, as validation computes it."""
+        image = self.example()
+        self._model.eval()
+        return {LATENCY: latency_ms(lambda: self._forward(self._model, image), self._device)}
 
     def example(self) -> Tensor:
         """A batch of one validation image, as the model takes it."""

@@ -27,7 +27,9 @@ def status(study: AnyStudy = "", as_json: AsJson = False) -> None:
     states = {state: count for state, count in shown["states"].items() if count}
     process = shown.pop("process")
     runs = "{pid} on {host}".format_map(process) + (", paused" if process["paused"] else "") if process else "none"
-    return render.show_pairs({**shown, "states": states, "process": runs})
+    front = ", ".join(str(row["trial"]) for row in shown.pop("front"))
+    more = {"front": f"trials {front}"} if front else {}
+    return render.show_pairs({**shown, "states": states, **more, "process": runs})
 
 
 @app.command()
@@ -94,11 +96,12 @@ def logs(
 def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
     """Rank the trials of a study: value, the parameters that differ, epochs, seconds, state."""
     from orchestrator import compare, render
+    from orchestrator.objectives import of_spec
 
     with open_record() as record:
         row = one_study(record, study)
         trials, epochs, run_ids = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
-        rows = compare.leaderboard(trials, epochs, run_ids, row.spec.get("space"))
+        rows = compare.leaderboard(trials, epochs, run_ids, row.spec.get("space"), of_spec(row.spec))
     if as_json:
         return print_json(rows)
     return render.show_leaderboard(rows)

@@ -31,6 +31,7 @@ class TrialSpec:
     num_recorded_epochs: int
     decision_epochs: tuple[int, ...]
     threads: int
+    objectives: tuple[str, ...] = ()  # metrics that the first epoch must have, beside what every one must
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -45,6 +45,7 @@ from orchestrator.mirrors.mlflow_store import (
     wait_for_no_disk,
 )
 from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
+from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 from recipes.config import objective_of
 from recipes.files import sha256_of
@@ -333,7 +334,7 @@ class MlflowRuns:
         batch = _Batch(tags=_changed(tags, run.tags))
         if run.num_params < len(trial.config):
             batch.params = trial.config
-        self._add_metrics(batch, run, snapshot)
+        self._add_metrics(batch, run, study, snapshot)
         self._add_files(batch, run, study, snapshot)
         self._send(run, batch)
         run.last_epoch = max([run.last_epoch, *(epoch.number for epoch in snapshot.epochs)])
@@ -343,14 +344,16 @@ class MlflowRuns:
         parent = self._runs.get(PARENT)
         return parent.id if parent is not None else self._lost[PARENT]
 
-    def _add_metrics(self, batch: _Batch, run: _Run, snapshot: Snapshot) -> None:
+    def _add_metrics(self, batch: _Batch, run: _Run, study: Study, snapshot: Snapshot) -> None:
         trial = snapshot.trial
         for epoch in snapshot.epochs:
             if epoch.number > run.last_epoch:
                 for name, value in epoch.metrics.items():
                     batch.add(name, value, epoch.recorded_at, epoch.number)
         if STATE in batch.tags and trial.ended_at is not None and trial.value is not None:
-            batch.add(f"best_{objective_of(trial.config)}", trial.value, trial.ended_at)
+            best = values_at(snapshot.epochs, trial.best_epoch or 0, of_spec(study.spec))
+            for name, value in ({objective_of(trial.config): trial.value} | best).items():
+                batch.add(f"best_{name}", value, trial.ended_at)
             batch.add("best_epoch", trial.best_epoch, trial.ended_at)
             batch.add("train_seconds", _seconds(snapshot.epochs), trial.ended_at)
 

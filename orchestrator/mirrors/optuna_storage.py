@@ -22,6 +22,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import finite_or_none, opening, prepare_sqlite, study_key
+from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import State
 from recipes.config import objective_of
 
@@ -35,6 +36,7 @@ if TYPE_CHECKING:
 KEY = "orch.study_id"  # user attribute of a study: whose it is
 NUMBER = "orch.trial"  # user attribute of a trial: its number in the record
 
+_DIRECTIONS = {"max": StudyDirection.MAXIMIZE, "min": StudyDirection.MINIMIZE}
 _STATES = {State.COMPLETE: TrialState.COMPLETE, State.PRUNED: TrialState.PRUNED, State.FAILED: TrialState.FAIL}
 
 
@@ -104,20 +106,21 @@ class OptunaStorage:
     def _find_study(self, storage: RDBStorage) -> int:
         """The id of the study, new if it is missing; one of its name that the record no longer has makes way."""
         name, key = self._study.name, study_key(self._study)
+        named = of_spec(self._study.spec)
+        directions = [_DIRECTIONS[each.direction] for each in named] or [StudyDirection.MAXIMIZE]
+        metrics = [each.name for each in named] or [objective_of(self._study.spec.get("fixed", {}))]
         try:
             found = storage.get_study_id_from_name(name)
         except KeyError:
-            found = storage.create_new_study([StudyDirection.MAXIMIZE], name)
+            found = storage.create_new_study(directions, name)
         owner = storage.get_study_user_attrs(found).get(KEY)
         if owner not in {None, key}:
             storage.delete_study(found)
-            found = storage.create_new_study([StudyDirection.MAXIMIZE], name)
+            found = storage.create_new_study(directions, name)
         if owner != key:
             storage.set_study_user_attr(found, "recipe", self._study.recipe)
             storage.set_study_user_attr(found, "data", self._study.data)
-            storage.set_study_system_attr(
-                found, "study:metric_names", [objective_of(self._study.spec.get("fixed", {}))]
-            )
+            storage.set_study_system_attr(found, "study:metric_names", metrics)
             storage.set_study_user_attr(found, KEY, key)  # the last: a study without it is begun again
         return found
 
@@ -152,7 +155,7 @@ class OptunaStorage:
                 storage.set_trial_intermediate_value(mirrored.id, epoch.number, _value(snapshot.trial, epoch))
                 mirrored.epochs.add(epoch.number)
         if trial.state.finished:
-            storage.set_trial_state_values(mirrored.id, *_outcome(trial))
+            storage.set_trial_state_values(mirrored.id, *_outcome(study, snapshot))
             mirrored.ended = True
 
     def _add(self, storage: RDBStorage, study: Study, snapshot: Snapshot) -> _Mirrored:
@@ -187,7 +190,7 @@ def _freeze(study: Study, snapshot: Snapshot) -> FrozenTrial:
     trial = snapshot.trial
     searched = {name: distribution(space) for name, space in study.spec.get("space", {}).items()}
     params = {name: value for name, value in trial.params.items() if name in searched and _fits(searched[name], value)}
-    state, values = _outcome(trial) if trial.state.finished else (TrialState.RUNNING, None)
+    state, values = _outcome(study, snapshot) if trial.state.finished else (TrialState.RUNNING, None)
     return FrozenTrial(
         number=trial.number,
         trial_id=-1,
@@ -204,12 +207,15 @@ def _freeze(study: Study, snapshot: Snapshot) -> FrozenTrial:
     )
 
 
-def _outcome(trial: Trial) -> tuple[TrialState, list[float] | None]:
+def _outcome(study: Study, snapshot: Snapshot) -> tuple[TrialState, list[float] | None]:
     """Optuna's state and values of an ended trial; it would take an infinite value for the best."""
+    trial = snapshot.trial
     value = finite_or_none(trial.value)
     if trial.state is State.FAILED or value is None:
         return TrialState.FAIL, None
-    return _STATES[trial.state], [value]
+    named = of_spec(study.spec)
+    values = list(values_at(snapshot.epochs, trial.best_epoch or 0, named).values()) if named else [value]
+    return _STATES[trial.state], values
 
 
 def _fits(searched: BaseDistribution, value: Any) -> bool:

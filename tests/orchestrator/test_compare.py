@@ -87,6 +87,8 @@ def test_row_holds_what_the_record_says_and_is_json():
             "run_id": "run",
             "confirms": None,
             "confirmed": None,
+            "objectives": {},
+            "front": False,
         },
         {
             "trial": 3,
@@ -101,6 +103,8 @@ def test_row_holds_what_the_record_says_and_is_json():
             "run_id": None,
             "confirms": None,
             "confirmed": None,
+            "objectives": {},
+            "front": False,
         },
     ]
 
@@ -126,6 +130,7 @@ def test_status_counts_every_state_and_names_the_best():
         "confirming": 0,
         "epochs_trained": 4,
         "best": {"trial": 1, "objective": "val_accuracy", "value": 0.9, "params": {"lr": 2}, "run_id": "run"},
+        "front": [],
     }
 
 

@@ -27,6 +27,8 @@ def row(trial, value=0.5, reason=None, **params):
         "reason": reason,
         "confirms": None,
         "confirmed": None,
+        "objectives": {},
+        "front": False,
     }
 
 
@@ -43,6 +45,17 @@ def test_leaderboard_has_a_column_for_each_parameter_that_differs(capsys):
         ["trial", "val_accuracy", "lr", "optimizer", "epochs", "seconds", "state"],
         ["7", "0.9877", "0.001235", "sgd", "3", "1.2", "complete"],
         ["2", "1e-05", "3", "1.2", "failed", "(oom)"],
+    ]
+
+
+def test_several_objectives_have_a_column_each_and_one_for_the_front(capsys):
+    both = {"val_accuracy": 0.98765, "num_parameters": 123456.0}
+    rows = [{**row(7, 0.98765), "objectives": both, "front": True}, {**row(2, None, "oom"), "objectives": {}}]
+    render.show_leaderboard(rows)
+    assert table(capsys) == [
+        ["trial", "val_accuracy", "num_parameters", "front", "epochs", "seconds", "state"],
+        ["7", "0.9877", "1.235e+05", "yes", "3", "1.2", "complete"],
+        ["2", "3", "1.2", "failed", "(oom)"],
     ]
 
 
@@ -103,6 +116,7 @@ def test_leaderboard_wider_than_the_terminal_puts_parameters_into_one_column():
         "params = {f'parameter_{n}': n / 7 for n in range(12)}\n"
         "row = {'trial': 1, 'objective': 'val_accuracy', 'value': .5, 'epochs': 3, 'seconds': 1.0}\n"
         "row |= {'state': 'complete', 'reason': None, 'confirms': None, 'confirmed': None}\n"
+        "row |= {'objectives': {}, 'front': False}\n"
         "render.show_leaderboard([{**row, 'params': params}])\n"
     )
     ours, theirs = pty.openpty()

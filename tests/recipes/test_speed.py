@@ -9,10 +9,10 @@ import torch
 from torch import nn
 
 from recipes import loop, mlp, speed
-from recipes.config import make
+from recipes.config import METRICS, make
 from recipes.loop import Attempt
 from recipes.model_file import read_model
-from recipes.speed import SPEED_METRICS, PeakMemory, results
+from recipes.speed import ALL_SPEED_METRICS, NUM_TIMED, NUM_WARM_UP, SPEED_METRICS, PeakMemory, results
 
 CPU = torch.device("cpu")
 MEBIBYTE = 2**20
@@ -43,6 +43,29 @@ def test_every_epoch_has_all_three_and_results_leave_them_out(features, tmp_path
     assert list(results(epochs[1].metrics)) == ["train_loss", "val_loss", "val_accuracy", "lr"]
     metadata, _ = read_model(tmp_path / "best.safetensors")
     assert not set(SPEED_METRICS) & metadata["metrics"].keys(), "equal models are equal files"
+
+
+def test_time_of_one_image_is_told_once_and_changes_no_result(features):
+    def train(**values):
+        return list(loop.fit(configured(dropout=0.2, **values), mlp.build_model, recipe="mlp", dataset=features))
+
+    first, second = train(latency=True)
+    assert 0 < first.metrics["latency_ms"] < 1000
+    assert "latency_ms" not in second.metrics
+    assert [results(epoch.metrics) for epoch in (first, second)] == [results(epoch.metrics) for epoch in train()]
+    assert set(first.metrics) == {*METRICS["classification"], *ALL_SPEED_METRICS}, "what objectives may name"
+
+
+def test_time_of_one_image_is_that_of_the_validation(features):
+    asked = []
+
+    class Watched(nn.Linear):
+        def forward(self, x):
+            asked.append((self.training, len(x)))
+            return super().forward(x)
+
+    list(loop.fit(configured(epochs=1, latency=True), lambda *_: Watched(4, 4), recipe="mlp", dataset=features))
+    assert asked[-NUM_WARM_UP - NUM_TIMED :] == [(False, 1)] * (NUM_WARM_UP + NUM_TIMED)
 
 
 PEAKS = """
