@@ -56,7 +56,7 @@ PARTS = {
     "ask": (Search, ["ask"]),
     "tell": (Search, ["tell"]),
     "decision": (pruning.Asha, ["goes_on"]),
-    "record": (Record, ["add_trial", "start_attempt", "add_epochs_of", "end_attempt", "trial"]),
+    "record": (Record, ["start_trial", "start_attempt", "add_epochs_of", "end_attempt"]),
 }
 
 

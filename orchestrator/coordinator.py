@@ -333,20 +333,22 @@ class _Coordinator:
     def _fill(self, executor: Executor) -> None:
         """Send trials to free slots."""
         for slot in executor.free_slots():
-            trial = self._next_trial(slot)
-            if trial is None:
+            if (trial := self._begun_trial()) is not None:
+                self._submit(trial, slot, executor)
+            elif self._wants_more():
+                self._submit_new(slot, executor)
+            elif (trial := self._last_trial()) is not None:
+                self._submit(trial, slot, executor)
+            else:
                 return
-            self._submit(trial, slot, executor)
 
-    def _next_trial(self, slot: Slot) -> tables.Trial | None:
-        """A trial that waits, else one to promote, else a new one; None if there is nothing to do but wait."""
+    def _begun_trial(self) -> tables.Trial | None:
+        """A trial that waits, else one to promote."""
         paused_by_another = None if isinstance(self._pruner, AshaPause) else self._standing.trials.first(State.PAUSED)
-        if waiting := self._standing.trials.first(State.WAITING) or paused_by_another:
-            return waiting
-        if promoted := self._promoted():
-            return promoted
-        if self._wants_more():
-            return self._new_trial(slot)
+        return self._standing.trials.first(State.WAITING) or paused_by_another or self._promoted()
+
+    def _last_trial(self) -> tables.Trial | None:
+        """What is left once all are drawn; None if there is nothing to do but wait."""
         if self._all_drawn_ended():
             self._add_further_seeds()
             return self._standing.trials.first(State.WAITING)
@@ -389,23 +391,38 @@ class _Coordinator:
         number = self._pruner.first(self._standing.ladder, num_kept=num_kept)
         return None if number is None else self._standing.trials[number]
 
-    def _new_trial(self, slot: Slot) -> tables.Trial:
+    def _submit_new(self, slot: Slot, executor: Executor) -> None:
+        """Draw a trial and send it."""
         params = self._search.ask(len(self._standing.trials))
         config = self._study.config(params)
-        trial = self._record.add_trial(self._lease, self._row.id, params=params, config=config, threads=slot.threads)
-        self._standing.put(trial)
-        return trial
+        trial, attempt = self._record.start_trial(
+            self._lease,
+            self._row.id,
+            params=params,
+            config=config,
+            threads=slot.threads,
+            worker=_worker(slot),
+            device=device_of(config, slot),
+        )
+        self._send(trial, attempt, slot, executor, is_promoted=False)
 
     def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
-        worker = f"{slot.host or socket.gethostname()}/{slot.name}"
+        """Send a trial that is on record."""
+        is_promoted = trial.state is State.PAUSED and isinstance(self._pruner, AshaPause)
+        device = device_of(trial.config, slot)
+        trial, attempt = self._record.start_attempt(self._lease, trial, _worker(slot), device)
+        self._send(trial, attempt, slot, executor, is_promoted=is_promoted)
+
+    def _send(
+        self, trial: tables.Trial, attempt: tables.Attempt, slot: Slot, executor: Executor, *, is_promoted: bool
+    ) -> None:
+        self._standing.put(trial)
         pruner = self._pruner if trial.confirms is None else NoPruner()
         decision_epochs = pruner.decision_epochs(trial.number, self._max_epochs(trial))
         recorded = self._standing.epochs.get(trial.number, [])
-        if trial.state is State.PAUSED and isinstance(self._pruner, AshaPause):  # it is decided that it leaves its rung
+        if is_promoted:  # it is decided that it leaves its rung
             decision_epochs = tuple(epoch for epoch in decision_epochs if epoch > len(recorded))
         self._decision_epochs[trial.number] = decision_epochs
-        attempt = self._record.start_attempt(self._lease, trial, worker, device_of(trial.config, slot))
-        self._standing.refresh(trial.number)
         earlier = [self._folder(trial.number, number) for number in range(attempt.number - 1, 0, -1)]
         spec = TrialSpec(
             study=self._study.name,
@@ -489,7 +506,7 @@ class _Coordinator:
                 )
             )
             return
-        self._record.end_attempt(
+        ended = self._record.end_attempt(
             self._lease,
             trial,
             event.attempt,
@@ -499,12 +516,12 @@ class _Coordinator:
             best_epoch=best.number,
         )
         self._drop_checkpoints(event.trial, event.attempt)
-        self._told(event.trial)
+        self._told(ended)
 
     def _trial_paused(self, event: TrialPaused) -> None:
         best = compare.best_epoch(self._standing.epochs[event.trial], self._study.objective)
         assert best is not None, "it reached a rung"
-        self._record.end_attempt(
+        paused = self._record.end_attempt(
             self._lease,
             self._standing.trials[event.trial],
             event.attempt,
@@ -514,7 +531,7 @@ class _Coordinator:
             best_epoch=best.number,
         )
         self._drop_earlier(event.trial, event.attempt)
-        self._told(event.trial)
+        self._told(paused)
         self._keep_within_disk()
 
     def _prune_paused(self) -> bool:
@@ -525,9 +542,9 @@ class _Coordinator:
         return bool(paused)
 
     def _prune(self, trial: tables.Trial) -> None:
-        self._record.prune_paused(self._lease, trial)
+        pruned = self._record.prune_paused(self._lease, trial)
         self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
-        self._told(trial.number)
+        self._told(pruned)
 
     def _keep_within_disk(self) -> None:
         """End paused trials, the poorest of the lowest rung first, until the checkpoints of the others have room."""
@@ -558,7 +575,7 @@ class _Coordinator:
     def _trial_failed(self, event: TrialFailed) -> None:
         trial = self._standing.trials[event.trial]
         final = not event.disk_full and not self._has_retry(trial, event.reason)
-        self._record.end_attempt(
+        failed = self._record.end_attempt(
             self._lease,
             trial,
             event.attempt,
@@ -576,10 +593,11 @@ class _Coordinator:
                 f"then `orch resume {self._study.name}`"
             )
         if final:
-            self._told(event.trial)
+            self._told(failed)
         else:
+            self._standing.put(failed)
             self._monitor.note(f"trial {event.trial}: {event.message}; it waits for another attempt")
-            self._monitor.trial_ended(self._standing.refresh(event.trial))
+            self._monitor.trial_ended(failed)
 
     def _has_retry(self, trial: tables.Trial, reason: Reason) -> bool:
         """Whether the trial may be tried again: what memory and mathematics refuse, they refuse again."""
@@ -588,11 +606,16 @@ class _Coordinator:
         spent = sum(attempt.reason in {Reason.ERROR, Reason.LOST} for attempt in self._record.attempts(trial.id))
         return spent < self._study.budget.retries
 
-    def _told(self, number: int) -> None:
-        trial = self._standing.refresh(number)
+    def _told(self, trial: tables.Trial) -> None:
+        """Take in how a trial ended or paused."""
+        self._standing.put(trial)
         if trial.confirms is None:
-            self._search.tell(trial, self._standing.epochs.get(number, []))
+            self._search.tell(trial, self._standing.epochs.get(trial.number, []))
         self._monitor.trial_ended(trial)
+
+
+def _worker(slot: Slot) -> str:
+    return f"{slot.host or socket.gethostname()}/{slot.name}"
 
 
 def _size_bytes(folder: Path) -> int:

@@ -332,55 +332,48 @@ class Record:
         confirms: int | None = None,
     ) -> Trial:
         """Write the next trial of a study, waiting; the record gives it its number."""
-        trial = Trial(
-            study_id=study_id,
-            state=State.WAITING,
-            params=params,
-            config=config,
-            threads=threads,
-            confirms=confirms,
-            created_at=time.time(),
-        )
-        return self._add_trial(lease, trial)
+        new = {"study_id": study_id, "params": params, "config": config, "threads": threads, "confirms": confirms}
+        return self._add_trial(lease, new, time.time())
+
+    def start_trial(
+        self,
+        lease: Lease,
+        study_id: int,
+        *,
+        params: dict[str, Any],
+        config: dict[str, Any],
+        threads: int,
+        worker: str,
+        device: str = "cpu",
+    ) -> tuple[Trial, Attempt]:
+        """Write the next trial of a study and that it is tried on `worker`, in one transaction."""
+        new = {"study_id": study_id, "params": params, "config": config, "threads": threads, "confirms": None}
+        return self._start_trial(lease, new, worker, device, time.time())
+
+    def start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str = "cpu") -> tuple[Trial, Attempt]:
+        """Write that a trial is tried (again) on `worker`; return it as it is now."""
+        return self._start_attempt(lease, trial.id, worker, device, time.time())
 
     @_through_restarts
-    def _add_trial(self, lease: Lease, new: Trial) -> Trial:
+    def _add_trial(self, lease: Lease, new: dict[str, Any], now: float) -> Trial:
         with self.write(lease) as session:
-            newest = select(Trial).where(Trial.study_id == new.study_id).order_by(Trial.number.desc()).limit(1)
-            last = session.scalar(newest)
-            if last is not None and (last.created_at, last.config) == (new.created_at, new.config):
-                return last  # its answer got lost
-            values = {column.key: getattr(new, column.key) for column in Trial.__table__.columns if column.key != "id"}
-            trial = Trial(**{**values, "number": 0 if last is None else last.number + 1})
-            session.add(trial)
-            session.add(ChangeRow(study_id=new.study_id, kind=Change.TRIAL, trial=trial.number))
-        return trial
-
-    def start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str = "cpu") -> Attempt:
-        """Write that a trial is tried (again) on `worker`."""
-        return self._start_attempt(lease, trial, worker, device, time.time())
+            return _insert_trial(session, new, now)
 
     @_through_restarts
-    def _start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str, now: float) -> Attempt:
+    def _start_trial(
+        self, lease: Lease, new: dict[str, Any], worker: str, device: str, now: float
+    ) -> tuple[Trial, Attempt]:
         with self.write(lease) as session:
-            newest = select(Attempt).where(Attempt.trial_id == trial.id).order_by(Attempt.number.desc()).limit(1)
-            last = session.scalar(newest)
-            if last is not None and last.started_at == now:
-                return last  # its answer got lost
-            attempt = Attempt(
-                trial_id=trial.id,
-                number=1 if last is None else last.number + 1,
-                state=State.RUNNING,
-                worker=worker,
-                device=device,
-                started_at=now,
-            )
-            session.add(attempt)
-            row = session.get_one(Trial, trial.id)
-            row.state = State.RUNNING
-            row.started_at = row.started_at or now
-            session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
-        return attempt
+            trial = _insert_trial(session, new, now)
+            return trial, _insert_attempt(session, trial, worker, device, now)
+
+    @_through_restarts
+    def _start_attempt(
+        self, lease: Lease, trial_id: int, worker: str, device: str, now: float
+    ) -> tuple[Trial, Attempt]:
+        with self.write(lease) as session:
+            trial = session.get_one(Trial, trial_id)
+            return trial, _insert_attempt(session, trial, worker, device, now)
 
     def add_epochs(self, lease: Lease, trial: Trial, epochs: Iterable[Epoch]) -> None:
         """Write finished epochs of one trial; one that is there already keeps its first values."""
@@ -413,8 +406,8 @@ class Record:
         manifest: dict[str, str] | None = None,
         value: float | None = None,
         best_epoch: int | None = None,
-    ) -> None:
-        """Write how an attempt ended and, in the same transaction, what becomes of its trial.
+    ) -> Trial:
+        """Write how an attempt ended and, in the same transaction, what becomes of its trial; return it as it is now.
 
         `trial_state` is the attempt's `state` unless given: a failed attempt may leave its trial waiting.
         """
@@ -429,14 +422,16 @@ class Record:
             row.reason, row.message = (reason, message) if becomes.finished else (None, None)
             row.ended_at = now if becomes.finished else None
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+            return row
 
     @_through_restarts
-    def prune_paused(self, lease: Lease, trial: Trial) -> None:
-        """Write that a paused trial will never go on; its value stays that of its rung."""
+    def prune_paused(self, lease: Lease, trial: Trial) -> Trial:
+        """Write that a paused trial will never go on; its value stays that of its rung. Return it as it is now."""
         with self.write(lease) as session:
             row = session.get_one(Trial, trial.id)
             row.state, row.ended_at = State.PRUNED, time.time()
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+            return row
 
     @_through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:
@@ -501,6 +496,35 @@ class Record:
             for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun):
                 session.execute(delete(of_study).where(of_study.study_id == study_id))
             session.execute(delete(Study).where(Study.id == study_id))
+
+
+def _insert_trial(session: Session, new: dict[str, Any], now: float) -> Trial:
+    newest = select(Trial).where(Trial.study_id == new["study_id"]).order_by(Trial.number.desc()).limit(1)
+    last = session.scalar(newest)
+    if last is not None and (last.created_at, last.config) == (now, new["config"]):
+        return last  # its answer got lost
+    number = 0 if last is None else last.number + 1
+    trial = Trial(**new, number=number, state=State.WAITING, created_at=now)
+    session.add(trial)
+    session.flush()  # it has an id from here on
+    session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=number))
+    return trial
+
+
+def _insert_attempt(session: Session, trial: Trial, worker: str, device: str, now: float) -> Attempt:
+    newest = select(Attempt).where(Attempt.trial_id == trial.id).order_by(Attempt.number.desc()).limit(1)
+    last = session.scalar(newest)
+    if last is not None and last.started_at == now:
+        return last  # its answer got lost
+    number = 1 if last is None else last.number + 1
+    attempt = Attempt(
+        trial_id=trial.id, number=number, state=State.RUNNING, worker=worker, device=device, started_at=now
+    )
+    session.add(attempt)
+    trial.state = State.RUNNING
+    trial.started_at = trial.started_at or now
+    session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
+    return attempt
 
 
 def _change_values(trial: Trial, epoch: Epoch) -> dict[str, Any]:

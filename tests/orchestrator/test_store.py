@@ -223,15 +223,15 @@ def test_trials_added_by_threads_at_once_are_numbered_without_gap_or_double(reco
 def test_attempts_are_counted_and_the_trial_keeps_its_start(record):
     study = new_study(record)
     trial = new_trial(record, study, lr=0.1)
-    first = record.start_attempt(LEASE, trial, "host/worker-0")
-    began = record.trial(study.id, 0)
+    began, first = record.start_attempt(LEASE, trial, "host/worker-0")
+    assert began.state is record.trial(study.id, 0).state
     assert (first.number, began.state, began.started_at) == (1, State.RUNNING, first.started_at)
     record.end_attempt(
         LEASE, trial, 1, State.FAILED, trial_state=State.WAITING, reason=Reason.LOST, message="gone", traceback="…"
     )
     waiting = record.trial(study.id, 0)
     assert (waiting.state, waiting.reason, waiting.message, waiting.ended_at) == (State.WAITING, None, None, None)
-    assert record.start_attempt(LEASE, trial, "host/worker-1").number == 2
+    assert record.start_attempt(LEASE, trial, "host/worker-1")[1].number == 2
     assert record.trial(study.id, 0).started_at == first.started_at
     lost, running = record.attempts(trial.id)
     assert (lost.state, lost.reason, lost.traceback) == (State.FAILED, Reason.LOST, "…")
@@ -266,7 +266,7 @@ def test_paused_trial_has_the_value_of_its_rung_until_it_ends_and_is_not_requeue
     paused = record.trial(study.id, 0)
     assert (paused.state, paused.value, paused.best_epoch, paused.ended_at) == (State.PAUSED, 0.4, 1, None)
     assert record.requeue_running(LEASE, study.id) == 0
-    assert record.start_attempt(LEASE, trial, "w").number == 2
+    assert record.start_attempt(LEASE, trial, "w")[1].number == 2
     assert record.requeue_running(LEASE, study.id) == 1
     assert record.trial(study.id, 0).value == 0.4
     record.prune_paused(LEASE, trial)
@@ -385,6 +385,7 @@ def write_everything(record, lease, study, trial):
         "create_study": lambda: record.create_study(lease, new),
         "update_study": lambda: record.update_study(lease, study.id, {"trials": 1}),
         "add_trial": lambda: record.add_trial(lease, study.id, params={}, config={}, threads=1),
+        "start_trial": lambda: record.start_trial(lease, study.id, params={}, config={}, threads=1, worker="w"),
         "start_attempt": lambda: record.start_attempt(lease, trial, "w"),
         "add_epochs": lambda: record.add_epochs(lease, trial, [new_epoch(trial, 1)]),
         "end_attempt": lambda: record.end_attempt(lease, trial, 1, State.COMPLETE),
@@ -404,6 +405,19 @@ def contents(record):
         return {
             table.name: sorted(map(repr, session.execute(select(table)).all())) for table in Base.metadata.sorted_tables
         }
+
+
+def test_trial_that_starts_at_once_is_on_record_as_one_that_waited(record):
+    study = new_study(record)
+    waited, _ = record.start_attempt(LEASE, new_trial(record, study, lr=0.1), "w", "cuda:0")
+    config = {"lr": 0.1, "epochs": 3}
+    record.start_trial(LEASE, study.id, params={"lr": 0.1}, config=config, threads=2, worker="w", device="cuda:0")
+    kept = [
+        (trial.number, trial.state, trial.params, trial.config, trial.threads, attempt.number, attempt.device)
+        for trial in record.trials(study.id)
+        for attempt in record.attempts(trial.id)
+    ]
+    assert kept == [(n, State.RUNNING, waited.params, waited.config, 2, 1, "cuda:0") for n in (0, 1)]
 
 
 @pytest.mark.parametrize("write", WRITES)

@@ -73,7 +73,7 @@ def _add_trial(
     settings: Settings, record: Record, lease: Lease, study: tables.Study, config: dict[str, Any], *, export: bool
 ) -> None:
     trial = record.add_trial(lease, study.id, params={"lr": config["lr"]}, config=config, threads=1)
-    attempt = record.start_attempt(lease, trial, "test")
+    _, attempt = record.start_attempt(lease, trial, "test")
     folder = settings.attempt_folder(study.name, trial.number, attempt.number)
     place = {"study": study.name, "trial": trial.number, "attempt": attempt.number, "recipe": "cnn", "config": config}
     *epochs, ended = _run(
