@@ -2,6 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/.installed
+# A file's tests in one of two processes: half of the time goes by in waiting, for servers, signals and leases.
+TWO := --numprocesses 2 --dist loadgroup
 
 .PHONY: sweep test quick check ui clean
 
@@ -9,10 +11,10 @@ sweep: $(INSTALLED)  ## set up, then train, prune and compare fifty CNNs on the 
 	$(BIN)/orch sweep recipe=cnn trials=50
 
 test: $(INSTALLED)  ## set up, then run the whole test suite
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest $(TWO)
 
 quick: $(INSTALLED)  ## the tests that take no more than a few seconds each
-	$(BIN)/python -m pytest -m "not slow"
+	$(BIN)/python -m pytest $(TWO) -m "not slow"
 
 check: $(INSTALLED)  ## lint, format and types
 	$(BIN)/ruff check .
