@@ -388,7 +388,7 @@ class _Coordinator:
         """The paused trial that goes on next."""
         if not isinstance(self._pruner, AshaPause):
             return None
-        number = self._pruner.first(self._standing.ladder, num_kept=num_kept)
+        number = self._pruner.first(self._standing.rungs.ladder, num_kept=num_kept)
         return None if number is None else self._standing.trials[number]
 
     def _submit_new(self, slot: Slot, executor: Executor) -> None:
@@ -492,7 +492,7 @@ class _Coordinator:
 
     def _decision(self, trial: tables.Trial, epoch: int) -> Decision:
         curve = [row.metrics[self._study.objective] for row in self._standing.epochs[trial.number][:epoch]]
-        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._standing.rung(epoch), curve):
+        if self._pruner.goes_on(trial.number, self._max_epochs(trial), self._standing.rungs.rung(epoch), curve):
             return "go"
         return "pause" if isinstance(self._pruner, AshaPause) else "stop"
 
@@ -554,7 +554,7 @@ class _Coordinator:
         paused = self._standing.trials.in_state(State.PAUSED)
         folders = {trial.number: self._settings.trial_folder(self._study.name, trial.number) for trial in paused}
         sizes = {number: _size_bytes(folder) for number, folder in folders.items()}
-        for trial in self._standing.poorest_first(paused):
+        for trial in self._standing.rungs.poorest_first(paused):
             if sum(sizes.values()) <= most:
                 return
             self._monitor.note(

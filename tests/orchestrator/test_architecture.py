@@ -23,6 +23,7 @@ LAYERS = [
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing"},
+    {"rungs"},
     {"models", "mirror_process", "probe"},
     {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},

@@ -134,7 +134,7 @@ RUNG = [(0.9, 9.0), (0.8, 9.5), (0.5, 1.0), (0.4, 9.9), (0.7, 5.0), (0.6, 9.4)]
 
 def test_pruning_keeps_the_front_and_not_the_most_accurate():
     there = standing(RUNG)
-    keeps = [number for number in range(6) if pruning.Asha().goes_on(number, 9, there.rung(1))]
+    keeps = [number for number in range(6) if pruning.Asha().goes_on(number, 9, there.rungs.rung(1))]
     assert keeps == [0, 2], "of six two go on: the ends of the front, one of them with the third lowest accuracy"
 
 
@@ -142,9 +142,9 @@ def test_promotion_takes_the_front_first_and_who_failed_stands_in_nobodys_way():
     pruner = pruning.AshaPause()
     states = [State.FAILED, *[State.PAUSED] * 5]
     there = standing(RUNG, pauses=True, states=states)
-    assert pruner.first(there.ladder, num_kept=1) == 1, "with 0 gone it is an end of the front, before 2 by its number"
-    assert pruner.first(standing(RUNG, pauses=True).ladder) == 0
-    poorest = there.poorest_first([there.trials[number] for number in range(1, 6)])
+    assert pruner.first(there.rungs.ladder, num_kept=1) == 1, "with 0 gone, an end of the front like 2"
+    assert pruner.first(standing(RUNG, pauses=True).rungs.ladder) == 0
+    poorest = there.rungs.poorest_first([there.trials[number] for number in range(1, 6)])
     assert [trial.number for trial in poorest][:2] == [3, 5]
 
 
