@@ -334,7 +334,7 @@ def _range(name: str, values: Sequence[float], unit: Unit, how: str) -> Figure |
 def _memory(peak: float, slots: Sequence[Slot]) -> Figure:
     import torch
 
-    from recipes.loading import free_bytes
+    from recipes.memory import free_bytes
 
     devices = Counter(device for slot in slots for device in slot.devices)
     num_together = max(devices.values(), default=len(slots))

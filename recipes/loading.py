@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, Protocol, TypeVar
 
 import numpy as np
-import psutil
 import torch
 from torch.utils import data as torch_data
 
@@ -34,6 +33,7 @@ from recipes.data import Loaded
 from recipes.data.shards import in_pieces
 from recipes.data.stream import StreamSplit
 from recipes.loader import Loader, note
+from recipes.memory import free_bytes
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
@@ -93,13 +93,6 @@ def feed(dataset: Dataset, config: TrainConfig, device: torch.device) -> tuple[F
         return Brought(dataset, config.fit.loader_workers, device), dataset
     dataset = replace(dataset, train=dataset.train.to(device), val=dataset.val.to(device))
     return Resident(device), dataset
-
-
-def free_bytes(device: torch.device) -> int:
-    """The memory that a device has to spare; of what shares the machine's memory, what that can give."""
-    if device.type == "cuda":
-        return torch.cuda.mem_get_info(device)[0]
-    return int(psutil.virtual_memory().available)
 
 
 def _resident_bytes(dataset: Dataset, padding: int) -> int:

@@ -75,10 +75,6 @@ def test_auto_keeps_images_on_the_device_where_half_of_its_free_memory_holds_the
     assert isinstance(feed, loading.Resident) == expected
 
 
-def test_free_memory_is_some_of_what_the_machine_has():
-    assert 0 < loading.free_bytes(CPU) < psutil.virtual_memory().total
-
-
 def test_batch_in_parts_is_cut_as_rows_are():
     batch = Loaded(images=torch.arange(7), labels=torch.arange(7) * 2)
     parts = batch.tensor_split(3)

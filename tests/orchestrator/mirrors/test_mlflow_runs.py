@@ -437,9 +437,11 @@ def server(tmp_path_factory, empty_home):
     folder = tmp_path_factory.mktemp("server")
     shutil.copy(empty_home / "mlflow.db", folder / "server.db")
     made = Server(folder)
-    made.start()
-    yield made
-    made.kill()
+    try:
+        made.start()
+        yield made
+    finally:
+        made.kill()
 
 
 def never(path):
