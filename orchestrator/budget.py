@@ -29,6 +29,7 @@ class Budget(Part):
 
     trials: int = Field(20, gt=0, description="trials in total, failed ones counted")
     workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
+    per_gpu: int = Field(1, ge=0, description="workers on each GPU; 0 (auto) is as many as a probe finds worth it")
     executor: ExecutorName = Field("local", description="worker processes, one thread that a debugger reaches, or Ray")
     address: str = Field("auto", description="of the Ray cluster, host:port; auto is the one that runs on this machine")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
@@ -49,9 +50,9 @@ class Budget(Part):
         return bool(self.max_epochs_total or self.max_failures or self.patience or self.target_value is not None)
 
     @property
-    def where(self) -> tuple[str, str, int]:
+    def where(self) -> tuple[str, str, int, int]:
         """What decides on which workers it runs."""
-        return self.executor, self.address, self.workers
+        return self.executor, self.address, self.workers, self.per_gpu
 
     @property
     def confirmations(self) -> tuple[int, int]:
@@ -94,6 +95,9 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     budget = Budget.model_validate({**(start or Budget()).model_dump(), **changed})
     if "address" in changed and budget.executor != "ray":
         raise UsageError(f"address={budget.address} is of a Ray cluster; it goes with executor=ray")
+    if budget.per_gpu != 1 and (budget.workers or budget.executor != "local"):
+        given = f"workers={budget.workers}" if budget.workers else f"executor={budget.executor}"
+        raise UsageError(f"per_gpu is of local workers that are as many as the GPUs take; it does not go with {given}")
     if budget.executor == "ray" and importlib.util.find_spec("ray") is None:  # not imported: it takes half a second
         raise UsageError("ray is not installed; `pip install 'orch[ray]'`")
     return budget
@@ -189,6 +193,7 @@ def _read_pruner(text: str) -> str:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "workers": _read_workers,
+    "per_gpu": _read_workers,
     "address": _read_address,
     "timeout": _read_seconds,
     "pruner": _read_pruner,

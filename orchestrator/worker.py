@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 NUM_PARITY_IMAGES = 64
+NO_MEMORY = "CUDA error: out of memory"  # of the driver, as when a full GPU takes no further process
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,20 @@ class Port(Protocol):
 
 
 def run(job: Job, port: Port) -> None:
-    """Do a job and report all that happens, its failure too."""
+    """Do a job and report all that happens, its failure too; on a GPU its memory is given back for other workers."""
+    import torch
+
     log.info("%s%s", "training" if isinstance(job, TrialSpec) else "export", begins(job.study, job.trial, job.attempt))
     if isinstance(job, ExportSpec):
-        port.send(_export(job))
-        return
-    try:
-        port.send(_train(job, port))
-    except BaseException as error:  # sys.exit() in a recipe ends its trial, not the worker
-        log.warning("trial %d failed", job.trial, exc_info=True)
-        port.send(_failure(job, error))
+        last: Event = _export(job)
+    else:
+        try:
+            last = _train(job, port)
+        except BaseException as error:  # sys.exit() in a recipe ends its trial, not the worker
+            log.warning("trial %d failed", job.trial, exc_info=True)
+            last = _failure(job, error)
+    torch.cuda.empty_cache()  # before the slot counts as free; where CUDA was not used this does nothing
+    port.send(last)
 
 
 def _train(spec: TrialSpec, port: Port) -> TrialEnded | TrialPaused:
@@ -195,8 +200,7 @@ def _reason(error: BaseException) -> Reason:
 
     if isinstance(error, DivergedError):
         return Reason.DIVERGED
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        torch.cuda.empty_cache()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY in str(error):
         return Reason.OOM
     return Reason.ERROR
 

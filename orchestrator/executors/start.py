@@ -39,7 +39,13 @@ def start_executor(study: Study, num_useful: int, settings: Settings, server: Fo
                 num_devices=num_devices,
             )
         case "local":
-            slots = plan_slots(budget.workers, visible_gpus(device), num_useful=num_useful, num_devices=num_devices)
+            slots = plan_slots(
+                budget.workers,
+                visible_gpus(device),
+                num_useful=num_useful,
+                num_devices=num_devices,
+                per_gpu=budget.per_gpu,
+            )
             return LocalExecutor(slots, logs, server, exports=budget.num_exports > 0)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -320,8 +321,25 @@ def test_closed_executor_leaves_no_process(maybe_server, tmp_path):
     assert not [worker for worker in found if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_job_that_must_be_alone_finds_nothing_of_earlier_jobs_on_its_device(server, tmp_path):
+    slots = [Slot(name=f"worker-{n}", threads=1) for n in range(3)]
+    slots.append(Slot(name="worker-3", threads=1, devices=("0",)))
+    executor = LocalExecutor(slots, tmp_path / "logs", server)
+    try:
+        executor.submit(spec(tmp_path, epochs=50, pause_seconds=0.05), slots[1])
+        before = workers_of(executor)
+        executor.submit(dataclasses.replace(spec(tmp_path, trial=1), alone=True), slots[0])
+        after = workers_of(executor)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True]
+        *_, ended = collect(executor)
+        assert isinstance(ended, TrialEnded)
+        assert ended.trial == 1
+    finally:
+        executor.close()
+
+
 def workers_of(executor):
-    return [psutil.Process(child.pid) for child in executor._children.values()]
+    return [psutil.Process(executor._children[slot.name].pid) for slot in executor.slots]
 
 
 def test_cores_are_shared_out_over_workers():
