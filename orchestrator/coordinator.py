@@ -15,7 +15,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import compare, confirm, control, limits, packing, pruning, recorded, tables
+from orchestrator import compare, confirm, control, depot, limits, packing, pruning, recorded, tables
 from orchestrator.company import Company
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
@@ -124,6 +124,8 @@ class _Coordinator:
         """Take a study as it is from now on, and its trials as they are on record."""
         self._study = study
         self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
+        folder = self._settings.study_folder(study.name)
+        self._depot = depot.of_study(study.budget.checkpoints, study.name, self._row.created_at, folder)
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
         self._standing = Standing(self._record, self._row.id, study.objective, study.objectives, pauses=pauses)
@@ -236,7 +238,8 @@ class _Coordinator:
         if self._executor:
             return self._executor
         study = packing.settled(self._study, num_left, self._server, self._monitor.note)
-        return start_executor(study, max(1, num_left), self._settings, self._server)  # an export may be left to do
+        num_useful = max(1, num_left)  # an export may be left to do
+        return start_executor(study, num_useful, self._settings, self._server, self._depot)
 
     # -- training
 
@@ -609,11 +612,15 @@ class _Coordinator:
     def _drop_checkpoints(self, trial: int, attempt: int) -> None:
         """Free what only a resume would have needed, now that the result is recorded."""
         remove_generations(Path(self._folder(trial, attempt)))
+        if self._depot is not None:
+            self._depot.remove_generations(self._folder(trial, attempt))
         self._drop_earlier(trial, attempt)
 
     def _drop_earlier(self, trial: int, attempt: int) -> None:
         for number in range(1, attempt):
             shutil.rmtree(self._folder(trial, number), ignore_errors=True)
+            if self._depot is not None:
+                self._depot.remove(self._folder(trial, number))
 
     def _trial_failed(self, event: TrialFailed, *, was_beside: bool = False) -> None:
         trial = self._standing.trials[event.trial]
