@@ -54,8 +54,9 @@ def _resumable(job: TrialSpec, folder: Path, depot: Depot) -> TrialSpec:
 
 def _exportable(job: ExportSpec, folder: Path, depot: Depot) -> ExportSpec:
     """The job with the files of its attempt, which are what its manifest says."""
-    depot.fetch(job.folder, folder)
-    for name, expected in json.loads((folder / worker.MANIFEST_FILE).read_bytes()).items():
+    is_there = depot.fetch(job.folder, folder)  # else the export will say what it lacks
+    manifest = json.loads((folder / worker.MANIFEST_FILE).read_bytes()) if is_there else {}
+    for name, expected in manifest.items():
         if (found := sha256_of(folder / name)) != expected:
             raise DepotError(f"{name} has SHA-256 {found}, its manifest says {expected}")
     return replace(job, folder=str(folder))

@@ -93,7 +93,9 @@ def test_epochs_count_while_all_trainings_are_under_way():
 def test_key_is_auto_or_a_number_and_of_local_workers():
     assert budget.Budget().per_gpu == 1
     assert budget.take_budget({"per_gpu": "per_gpu=auto"}).per_gpu == 0
-    assert budget.take_budget({"per_gpu": "per_gpu=3"}).where[-1] == 3
+    three = budget.take_budget({"per_gpu": "per_gpu=3"})
+    assert three.per_gpu == 3
+    assert three.where != budget.Budget().where, "it takes other workers"
     for text in ("0", "-1", "half"):
         with pytest.raises(UsageError, match="expected auto or a number of at least 1"):
             budget.take_budget({"per_gpu": f"per_gpu={text}"})
