@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, ValidationError
 
-from orchestrator import confirm, overrides, pruning
+from orchestrator import confirm, depot, overrides, pruning
 from orchestrator.errors import UsageError, refused
 from orchestrator.points import MAX_COUNTED, num_values, plain_ranges
 from recipes.config import Part
@@ -29,8 +29,10 @@ class Budget(Part):
 
     trials: int = Field(20, gt=0, description="trials in total, failed ones counted")
     workers: int = Field(0, ge=0, description="processes that train; 0 (auto) is one a GPU, else one a core")
+    per_gpu: int = Field(1, ge=0, description="workers on each GPU; 0 (auto) is as many as a probe finds worth it")
     executor: ExecutorName = Field("local", description="worker processes, one thread that a debugger reaches, or Ray")
     address: str = Field("auto", description="of the Ray cluster, host:port; auto is the one that runs on this machine")
+    checkpoints: str = Field("", description="URL of what Ray's workers write where they share no folder")
     timeout_seconds: float = Field(0.0, ge=0, description="stop after this long; 0 is never")
     max_epochs_total: int = Field(0, ge=0, description="stop after so many epochs of all trials; 0 is never")
     max_failures: int = Field(0, ge=0, description="stop when so many trials failed by an error; 0 is never")
@@ -49,9 +51,9 @@ class Budget(Part):
         return bool(self.max_epochs_total or self.max_failures or self.patience or self.target_value is not None)
 
     @property
-    def where(self) -> tuple[str, str, int]:
+    def where(self) -> tuple[str, str, int, int, str]:
         """What decides on which workers it runs."""
-        return self.executor, self.address, self.workers
+        return self.executor, self.address, self.workers, self.per_gpu, self.checkpoints
 
     @property
     def confirmations(self) -> tuple[int, int]:
@@ -94,6 +96,13 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
     budget = Budget.model_validate({**(start or Budget()).model_dump(), **changed})
     if "address" in changed and budget.executor != "ray":
         raise UsageError(f"address={budget.address} is of a Ray cluster; it goes with executor=ray")
+    if budget.checkpoints and budget.executor != "ray":
+        raise UsageError(f"checkpoints={budget.checkpoints} is for workers of a Ray cluster; it goes with executor=ray")
+    if budget.checkpoints and budget.max_disk_bytes:
+        raise UsageError("max_disk is of this machine's disk; with checkpoints=URL paused trials have theirs elsewhere")
+    if budget.per_gpu != 1 and (budget.workers or budget.executor != "local"):
+        given = f"workers={budget.workers}" if budget.workers else f"executor={budget.executor}"
+        raise UsageError(f"per_gpu is of local workers that are as many as the GPUs take; it does not go with {given}")
     if budget.executor == "ray" and importlib.util.find_spec("ray") is None:  # not imported: it takes half a second
         raise UsageError("ray is not installed; `pip install 'orch[ray]'`")
     return budget
@@ -157,6 +166,13 @@ def _read_address(text: str) -> str:
     return text
 
 
+def _read_checkpoints(text: str) -> str:
+    if text == "none":
+        return ""
+    depot.check(text)
+    return text
+
+
 def _read_seconds(text: str) -> float:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(s|m|h|d|)", text)
     if match is None or not float(match[1]) > 0:
@@ -189,7 +205,9 @@ def _read_pruner(text: str) -> str:
 
 _READERS: dict[str, Callable[[str], Any]] = {
     "workers": _read_workers,
+    "per_gpu": _read_workers,
     "address": _read_address,
+    "checkpoints": _read_checkpoints,
     "timeout": _read_seconds,
     "pruner": _read_pruner,
     "max_disk": _read_bytes,

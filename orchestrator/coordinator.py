@@ -15,7 +15,8 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import compare, confirm, control, limits, pruning, recorded, tables
+from orchestrator import compare, confirm, control, depot, limits, packing, pruning, recorded, tables
+from orchestrator.company import Company
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
     EpochEnded,
@@ -123,6 +124,8 @@ class _Coordinator:
         """Take a study as it is from now on, and its trials as they are on record."""
         self._study = study
         self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
+        folder = self._settings.study_folder(study.name)
+        self._depot = depot.of_study(study.budget.checkpoints, study.name, self._row.created_at, folder)
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
         self._standing = Standing(self._record, self._row.id, study.objective, study.objectives, pauses=pauses)
@@ -152,6 +155,7 @@ class _Coordinator:
             stack.callback(executor.close)
             self._signals.at_second = [mirror.kill, executor.close]
             self._monitor.started(self._study, executor.slots, list(self._standing.trials.values()))
+            self._company = Company(self._record.ran_out(self._row.id))
             self._train(executor, mirror)
             if self._wants == "go on" and self._has_ended():
                 self._tell_if_few()
@@ -231,8 +235,11 @@ class _Coordinator:
     def _start_executor(self) -> Executor:
         num_further = math.prod(self._study.budget.confirmations)
         num_left = self._study.budget.trials + num_further - self._standing.trials.num_finished
-        # At least one: there may be an export to do.
-        return self._executor or start_executor(self._study, max(1, num_left), self._settings, self._server)
+        if self._executor:
+            return self._executor
+        study = packing.settled(self._study, num_left, self._server, self._monitor.note)
+        num_useful = max(1, num_left)  # an export may be left to do
+        return start_executor(study, num_useful, self._settings, self._server, self._depot)
 
     # -- training
 
@@ -332,7 +339,7 @@ class _Coordinator:
 
     def _fill(self, executor: Executor) -> None:
         """Send trials to free slots."""
-        for slot in executor.free_slots():
+        for slot in self._fill_alone(executor):
             if (trial := self._begun_trial()) is not None:
                 self._submit(trial, slot, executor)
             elif self._wants_more():
@@ -342,10 +349,38 @@ class _Coordinator:
             else:
                 return
 
+    def _fill_alone(self, executor: Executor) -> list[Slot]:
+        """Send trials that must be alone to devices where nothing runs, and return the free slots for all others.
+
+        One device at a time is kept from others for a trial that waits until those that are there have ended.
+        """
+        free = self._company.open(executor.free_slots())
+        for trial in self._victims():
+            if not free:
+                break
+            slot, is_empty = self._company.emptiest(free)
+            if not is_empty:
+                return self._company.open(free, but=slot)
+            self._submit(trial, slot, executor, alone=True)
+            free = self._company.open(free)
+        return free
+
+    def _victims(self) -> list[tables.Trial]:
+        """The trials that wait for a device of their own."""
+        trials = [self._standing.trials[number] for number in sorted(self._company.victims)]
+        return [trial for trial in trials if trial.state is State.WAITING]
+
+    def _first_waiting(self) -> tables.Trial | None:
+        """The first trial that waits for any slot."""
+        if not self._company.victims:
+            return self._standing.trials.first(State.WAITING)
+        waiting = self._standing.trials.in_state(State.WAITING)
+        return next((trial for trial in waiting if trial.number not in self._company.victims), None)
+
     def _begun_trial(self) -> tables.Trial | None:
         """A trial that waits, else one to promote."""
         paused_by_another = None if isinstance(self._pruner, AshaPause) else self._standing.trials.first(State.PAUSED)
-        return self._standing.trials.first(State.WAITING) or paused_by_another or self._promoted()
+        return self._first_waiting() or paused_by_another or self._promoted()
 
     def _last_trial(self) -> tables.Trial | None:
         """What is left once all are drawn; None if there is nothing to do but wait."""
@@ -404,17 +439,24 @@ class _Coordinator:
             worker=_worker(slot),
             device=device_of(config, slot),
         )
-        self._send(trial, attempt, slot, executor, is_promoted=False)
+        self._send(trial, attempt, slot, executor)
 
-    def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor) -> None:
+    def _submit(self, trial: tables.Trial, slot: Slot, executor: Executor, *, alone: bool = False) -> None:
         """Send a trial that is on record."""
         is_promoted = trial.state is State.PAUSED and isinstance(self._pruner, AshaPause)
         device = device_of(trial.config, slot)
         trial, attempt = self._record.start_attempt(self._lease, trial, _worker(slot), device)
-        self._send(trial, attempt, slot, executor, is_promoted=is_promoted)
+        self._send(trial, attempt, slot, executor, is_promoted=is_promoted, alone=alone)
 
     def _send(
-        self, trial: tables.Trial, attempt: tables.Attempt, slot: Slot, executor: Executor, *, is_promoted: bool
+        self,
+        trial: tables.Trial,
+        attempt: tables.Attempt,
+        slot: Slot,
+        executor: Executor,
+        *,
+        is_promoted: bool = False,
+        alone: bool = False,
     ) -> None:
         self._standing.put(trial)
         pruner = self._pruner if trial.confirms is None else NoPruner()
@@ -436,8 +478,10 @@ class _Coordinator:
             num_recorded_epochs=len(recorded),
             decision_epochs=decision_epochs,
             threads=trial.threads,
+            alone=alone,
         )
         executor.submit(spec, slot)
+        self._company.join(trial.number, slot, alone=alone)
         self._monitor.trial_started(trial, slot, len(recorded))
 
     def _folder(self, trial: int, attempt: int) -> str:
@@ -474,11 +518,13 @@ class _Coordinator:
             case EpochEnded():
                 self._epoch_ended(event, executor)
             case TrialEnded():
+                self._company.leave(event.trial)
                 self._trial_ended(event)
             case TrialPaused():
+                self._company.leave(event.trial)
                 self._trial_paused(event)
             case TrialFailed():
-                self._trial_failed(event)
+                self._trial_failed(event, was_beside=self._company.leave(event.trial))
             case Exported():
                 raise AssertionError("nothing is exported while trials run")
 
@@ -566,15 +612,20 @@ class _Coordinator:
     def _drop_checkpoints(self, trial: int, attempt: int) -> None:
         """Free what only a resume would have needed, now that the result is recorded."""
         remove_generations(Path(self._folder(trial, attempt)))
+        if self._depot is not None:
+            self._depot.remove_generations(self._folder(trial, attempt))
         self._drop_earlier(trial, attempt)
 
     def _drop_earlier(self, trial: int, attempt: int) -> None:
         for number in range(1, attempt):
             shutil.rmtree(self._folder(trial, number), ignore_errors=True)
+            if self._depot is not None:
+                self._depot.remove(self._folder(trial, number))
 
-    def _trial_failed(self, event: TrialFailed) -> None:
+    def _trial_failed(self, event: TrialFailed, *, was_beside: bool = False) -> None:
         trial = self._standing.trials[event.trial]
-        final = not event.disk_full and not self._has_retry(trial, event.reason)
+        is_victim = event.reason is Reason.OOM and was_beside
+        final = not event.disk_full and not is_victim and not self._has_retry(trial, event.reason)
         failed = self._record.end_attempt(
             self._lease,
             trial,
@@ -596,7 +647,10 @@ class _Coordinator:
             self._told(failed)
         else:
             self._standing.put(failed)
-            self._monitor.note(f"trial {event.trial}: {event.message}; it waits for another attempt")
+            if is_victim:
+                self._company.victims.add(event.trial)
+            next_time = "to run again alone on its device" if is_victim else "for another attempt"
+            self._monitor.note(f"trial {event.trial}: {event.message}; it waits {next_time}")
             self._monitor.trial_ended(failed)
 
     def _has_retry(self, trial: tables.Trial, reason: Reason) -> bool:

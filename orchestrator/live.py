@@ -125,7 +125,8 @@ class PlainMonitor:
     def started(self, study: Study, slots: Sequence[Slot], trials: Sequence[Trial]) -> None:
         """Say what runs where."""
         self._tally = Tally(study, len(slots), trials)
-        self._say(_headline(study, slots))
+        for line in _headlines(study, slots):
+            self._say(line)
 
     def trial_started(self, trial: Trial, slot: Slot, num_epochs_done: int) -> None:
         """Say only that a trial goes on; that one begins is not worth a line."""
@@ -184,7 +185,8 @@ class LiveMonitor:
         self._task_of.clear()
         self._tally = Tally(study, len(slots), trials)
         self._max_epochs = study.max_epochs
-        self.note(_headline(study, slots))
+        for line in _headlines(study, slots):
+            self.note(line)
         for slot in slots:
             self._task_of[slot.name] = self._bars.add_task("starts", total=None, slot=slot.name, value="")
         self.tick()
@@ -239,6 +241,16 @@ def monitor() -> PlainMonitor | LiveMonitor:
     if console.is_jupyter:
         return LiveMonitor(console) if importlib.util.find_spec("ipywidgets") else PlainMonitor()
     return LiveMonitor(console) if console.is_terminal and sys.stdout.isatty() else PlainMonitor()
+
+
+def _headlines(study: Study, slots: Sequence[Slot]) -> list[str]:
+    """What runs with how many workers and threads, and on which GPU each worker is."""
+    on: dict[str, list[str]] = {}
+    for slot in slots:
+        for device in slot.devices:
+            on.setdefault(f"{slot.host} GPU {device}".strip(), []).append(slot.name)
+    placed = [f"{device}: {', '.join(on[device])}" for device in sorted(on)]
+    return [_headline(study, slots), *([";  ".join(placed)] if placed else [])]
 
 
 def _headline(study: Study, slots: Sequence[Slot]) -> str:

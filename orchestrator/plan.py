@@ -6,25 +6,22 @@ Nothing is recorded. What can be measured in seconds is (`probe`); every figure 
 from __future__ import annotations
 
 import math
-import random
 import shutil
 import time
 from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import probe, pruning, recorded
+from orchestrator import packing, probe, pruning, recorded
 from orchestrator.errors import NothingRecordedError, UsageError
 from orchestrator.executors import Slot
 from orchestrator.executors.local import num_cores, plan_slots, visible_gpus
 from orchestrator.pace import clock, epochs_ahead, expected_share
-from orchestrator.probe import Tried
+from orchestrator.probe import Part, Tried, drawn_of, part_of
 from orchestrator.search import Search
-from orchestrator.space import describe, draw, plain
+from orchestrator.space import describe, plain
 from orchestrator.store import Record
-from orchestrator.study import feasible
 from orchestrator.tables import State
-from recipes.config import dataset_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
@@ -32,16 +29,13 @@ if TYPE_CHECKING:
 
     from orchestrator.forkserver import ForkServer
     from orchestrator.settings import Settings
-    from orchestrator.space import Scalar
     from orchestrator.study import Study
     from orchestrator.tables import Epoch, Trial
-    from recipes.data import Dataset
 
 NUM_SUGGESTED = 5
 NUM_DRAWN = 16  # configurations whose models are built, to find small and large ones
 SIZE_SECONDS, TRAIN_SECONDS = 5.0, 15.0  # of the whole probe
 TRIED_PLACES = (0.0, 1.0, 0.5, 0.25, 0.75)  # from the smallest model to the largest, in this order while time lasts
-MAX_STEPS = 20  # an epoch of more steps is tried on a part of the images
 MIN_ENDED = 5  # trials of a study, from which on its own pruning counts
 COPIES = 3  # of the weights in a checkpoint, at most: themselves and two moments of the optimiser
 GENERATIONS = 3  # of checkpoints on disk while the newest is being written
@@ -130,9 +124,10 @@ def make(study: Study, settings: Settings, server: ForkServer | None = None) -> 
         UnavailableError: the record cannot be read.
     """
     begun = _begun(study, settings)
-    slots = layout(study, study.budget.trials - begun.num_ended + begun.num_unconfirmed)
+    num_left = study.budget.trials - begun.num_ended + begun.num_unconfirmed
+    slots = layout(packing.settled(study, num_left, server, begun.notes.append), num_left)
     asked = _suggestions(begun)
-    drawn = [*asked, *_drawn(begun.study, NUM_DRAWN - len(asked))]
+    drawn = [*asked, *drawn_of(begun.study, NUM_DRAWN - len(asked))]
     measured = _Measured.of(begun.study, drawn, slots[0], server)
     figures = [*measured.figures(slots), *_times(begun, drawn, measured, len(slots))]
     figures += _disk(begun, measured, len(slots), settings.home)
@@ -192,7 +187,13 @@ def layout(study: Study, num_left: int) -> list[Slot]:
         return [Slot(name="inline", threads=num_cores())]
     gpus = visible_gpus(str(study.fixed.get("device", "auto")))
     num_devices = int(study.fixed.get("devices", 1))
-    return plan_slots(study.budget.workers, gpus, num_useful=max(1, num_left), num_devices=num_devices)
+    return plan_slots(
+        study.budget.workers,
+        gpus,
+        num_useful=max(1, num_left),
+        num_devices=num_devices,
+        per_gpu=study.budget.per_gpu,
+    )
 
 
 def _suggestions(begun: _Begun) -> list[Params]:
@@ -208,23 +209,7 @@ def _suggestions(begun: _Begun) -> list[Params]:
     return asked
 
 
-def _drawn(study: Study, count: int) -> list[dict[str, Scalar]]:
-    """Possible configurations from anywhere in the space, at most so many."""
-    rng, possible = random.Random(study.seed), feasible(study)
-    draws = (draw(study.space, rng) for _ in range(10 * count))
-    return [params for params in draws if not possible.complaint(params)][:count]
-
-
 # -- what was measured
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Part:
-    """The images that epochs are tried on: all of them (`limit` 0), or so many; `factor` makes of theirs all."""
-
-    limit: int = 0
-    factor: float = 1.0
-    missing_bytes: int = 0  # of images that a training would hold in memory besides
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -233,7 +218,7 @@ class _Measured:
 
     sizes: list[dict[str, float]]
     tried: list[tuple[Params, Tried]]  # with the times and the memory of all images
-    part: _Part
+    part: Part
     threads: int
 
     @classmethod
@@ -241,7 +226,7 @@ class _Measured:
         """Build the models, then train from the smallest to the largest of them while time lasts."""
         configs = [study.config(params) for params in drawn]
         sizes = probe.sizes(study.recipe, configs, slot, server, SIZE_SECONDS)
-        part = _part(study, configs)
+        part = part_of(study, configs)
         chosen = _places(sizes, len(drawn))
         deadline, tried = time.monotonic() + TRAIN_SECONDS, list[tuple[Params, Tried]]()
         for count, place in enumerate(chosen):
@@ -289,36 +274,7 @@ def _places(sizes: Sequence[Mapping[str, float]], count: int) -> list[int]:
     return list(dict.fromkeys(ranked[round(share * (len(ranked) - 1))] for share in TRIED_PLACES))
 
 
-def _part(study: Study, configs: Sequence[Mapping[str, Any]]) -> _Part:
-    """How many of the images make `MAX_STEPS` steps of the largest batch; all, where they are no more."""
-    from recipes import data
-
-    largest = max((int(config.get("batch_size", 0)) for config in configs), default=0)
-    if "data" not in study.fixed or "limit" not in study.fixed or not largest:
-        return _Part()
-    whole = data.load(dataset_of(study.fixed))
-    share = MAX_STEPS * largest / len(whole.train.labels)
-    if share >= 1:
-        return _Part()
-    limit = math.ceil(share * sum(len(split.labels) for split in (whole.train, whole.val, whole.test)))
-    try:
-        part = data.load(dataset_of({**study.fixed, "limit": limit}))
-    except data.DataError:  # too few for all classes
-        return _Part()
-    missing = _held_bytes(whole, study) - _held_bytes(part, study)
-    return _Part(limit=limit, factor=len(whole.train.labels) / len(part.train.labels), missing_bytes=missing)
-
-
-def _held_bytes(dataset: Dataset, study: Study) -> int:
-    """What images take up where they stay in memory; of a stream, and where workers bring them, next to nothing."""
-    from recipes.data.stream import StreamSplit
-
-    if isinstance(dataset.train, StreamSplit) or study.fixed.get("loading") == "workers":
-        return 0
-    return dataset.train.num_bytes + dataset.val.num_bytes
-
-
-def _of_all(tried: Tried, part: _Part) -> Tried:
+def _of_all(tried: Tried, part: Part) -> Tried:
     """The figures of an epoch on all images, from those on a part."""
     seconds = None if tried.epoch_seconds is None else tried.epoch_seconds * part.factor
     memory = None if tried.memory_bytes is None else tried.memory_bytes + part.missing_bytes

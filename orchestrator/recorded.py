@@ -6,7 +6,7 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from orchestrator import provenance, starts, tables
+from orchestrator import depot, provenance, starts, tables
 from orchestrator.errors import UsageError
 from orchestrator.leases import Holding, Lease, study_lease
 from orchestrator.store import Record
@@ -95,7 +95,10 @@ def delete(settings: Settings, name: str) -> None:
         with Holding(record, study_lease(name)) as lease:
             mirror.remove(settings, name)
             record.delete_study(lease, row.id)
-            for folder in (settings.study_folder(name), settings.logs / name):
-                shutil.rmtree(folder, ignore_errors=True)
+            folder, url = settings.study_folder(name), from_record(row).budget.checkpoints
+            if kept := depot.of_study(url, name, row.created_at, folder):
+                kept.remove()
+            for each in (folder, settings.logs / name):
+                shutil.rmtree(each, ignore_errors=True)
     finally:
         record.close()

@@ -249,6 +249,13 @@ class Record:
             return session.scalars(select(Attempt).where(Attempt.trial_id == trial_id).order_by(Attempt.number)).all()
 
     @_through_restarts
+    def ran_out(self, study_id: int) -> set[int]:
+        """Numbers of the trials of which an attempt ran out of memory."""
+        query = select(Trial.number).join(Attempt, Attempt.trial_id == Trial.id)
+        with self.read() as session:
+            return set(session.scalars(query.where(Trial.study_id == study_id, Attempt.reason == Reason.OOM)))
+
+    @_through_restarts
     def epochs(self, study_id: int) -> dict[int, list[Epoch]]:
         """Trial number -> its recorded epochs in order, for all trials of a study that have any."""
         query = (

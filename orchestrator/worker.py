@@ -52,6 +52,7 @@ if TYPE_CHECKING:
 MANIFEST_FILE = "manifest.json"
 ONNX_FILE = "model.onnx"
 NUM_PARITY_IMAGES = 64
+NO_MEMORY = "CUDA error: out of memory"  # of the driver, as when a full GPU takes no further process
 
 log = logging.getLogger(__name__)
 
@@ -67,16 +68,17 @@ class Port(Protocol):
 
 
 def run(job: Job, port: Port) -> None:
-    """Do a job and report all that happens, its failure too."""
+    """Do a job and report all that happens, its failure too; on a GPU its memory is given back for other workers."""
+    import torch
+
     log.info("%s%s", "training" if isinstance(job, TrialSpec) else "export", begins(job.study, job.trial, job.attempt))
-    if isinstance(job, ExportSpec):
-        port.send(_export(job))
-        return
     try:
-        port.send(_train(job, port))
+        last: Event = _export(job) if isinstance(job, ExportSpec) else _train(job, port)
     except BaseException as error:  # sys.exit() in a recipe ends its trial, not the worker
-        log.warning("trial %d failed", job.trial, exc_info=True)
-        port.send(_failure(job, error))
+        log.warning("a job of trial %d failed", job.trial, exc_info=True)
+        last = failure(job, error)
+    torch.cuda.empty_cache()  # before the slot counts as free; where CUDA was not used this does nothing
+    port.send(last)
 
 
 def _train(spec: TrialSpec, port: Port) -> TrialEnded | TrialPaused:
@@ -97,7 +99,10 @@ def _train(spec: TrialSpec, port: Port) -> TrialEnded | TrialPaused:
             _take_over(folder, resume_from)
             return _left(spec, decision)
     with contextlib.closing(recipe.module.train(config, Attempt(folder=folder, resume_from=resume_from))) as training:
-        decision = _follow(spec, training, port)
+        unsent: list[BaseException] = []
+        decision = _follow(spec, training, port, unsent)
+    if unsent:
+        raise unsent[0]
     return _left(spec, decision)
 
 
@@ -133,9 +138,14 @@ def _untold(spec: TrialSpec, trained: list[dict[str, Any]]) -> list[dict[str, An
     return trained[last - 1 if last in spec.decision_epochs else last :]
 
 
-def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> Decision:
-    """Report epochs as their checkpoints become durable; return the decision that ended the attempt, if any, or go."""
+def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port, unsent: list[BaseException]) -> Decision:
+    """Report epochs as their checkpoints become durable; return the decision that ended the attempt, if any, or go.
+
+    `unsent` is why an epoch could not be reported, which ends the training at the next.
+    """
     for epoch in training:
+        if unsent:
+            break
         event = _ended(spec, epoch.number, epoch.metrics, epoch.seconds)
         decides = epoch.number in spec.decision_epochs
         if epoch.saved is None:
@@ -144,15 +154,19 @@ def _follow(spec: TrialSpec, training: Iterator[Epoch], port: Port) -> Decision:
             epoch.saved.result()
             port.send(event)
         else:  # the next epoch trains while this one is written
-            epoch.saved.add_done_callback(functools.partial(_send_saved, port.send, event))
+            epoch.saved.add_done_callback(functools.partial(_send_saved, port.send, event, unsent))
         if decides and (decision := port.decision()) != "go":
             return decision
     return "go"
 
 
-def _send_saved(send: Callable[[Event], None], event: Event, saved: Future[None]) -> None:
-    if saved.exception() is None:  # else the training loop raises it
+def _send_saved(send: Callable[[Event], None], event: Event, unsent: list[BaseException], saved: Future[None]) -> None:
+    if saved.exception() is not None or unsent:  # which the training loop raises, or this worker
+        return
+    try:
         send(event)
+    except BaseException as error:
+        unsent.append(error)
 
 
 def _ended(spec: TrialSpec, number: int, metrics: dict[str, float], seconds: float, **_: object) -> EpochEnded:
@@ -176,13 +190,17 @@ def _write_manifest(folder: Path) -> dict[str, str]:
     return manifest
 
 
-def _failure(spec: TrialSpec, error: BaseException) -> TrialFailed:
-    lines = str(error).strip().splitlines()
+def failure(job: Job, error: BaseException) -> TrialFailed | Exported:
+    """How a job ended that raised; of an export that is only a note, and the trial's result stands."""
+    first = (str(error).strip().splitlines() or ["no message"])[0]
+    message = f"{type(error).__name__}: {first}"
+    if isinstance(job, ExportSpec):
+        return Exported(trial=job.trial, attempt=job.attempt, error=message)
     return TrialFailed(
-        trial=spec.trial,
-        attempt=spec.attempt,
+        trial=job.trial,
+        attempt=job.attempt,
         reason=_reason(error),
-        message=f"{type(error).__name__}: {lines[0] if lines else 'no message'}",
+        message=message,
         traceback=traceback.format_exc(),
         disk_full=isinstance(error, OSError) and error.errno in {errno.ENOSPC, errno.EDQUOT},
     )
@@ -195,36 +213,30 @@ def _reason(error: BaseException) -> Reason:
 
     if isinstance(error, DivergedError):
         return Reason.DIVERGED
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        torch.cuda.empty_cache()
+    if isinstance(error, torch.OutOfMemoryError | MemoryError) or NO_MEMORY in str(error):
         return Reason.OOM
     return Reason.ERROR
 
 
 def _export(spec: ExportSpec) -> Exported:
     """Write the ONNX file of an attempt's best weights and compare it with PyTorch on validation images."""
-    try:
-        from recipes.export import export_onnx, inputs_of, parity
-        from recipes.model_file import restore_model
+    from recipes.export import export_onnx, inputs_of, parity
+    from recipes.model_file import restore_model
 
-        folder = Path(spec.folder)
-        model, info, metadata = restore_model(recipes.load(spec.recipe), folder / BEST)
-        path = folder / ONNX_FILE
-        about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
-        export_onnx(model, info, path, about)
-        images = data.load(dataset_of(spec.config)).val.first(NUM_PARITY_IMAGES)
-        return Exported(
-            trial=spec.trial,
-            attempt=spec.attempt,
-            file=ONNX_FILE,
-            sha256=sha256_of(path),
-            size_bytes=path.stat().st_size,
-            max_difference=parity(model, info, path, inputs_of(images)),
-        )
-    except Exception as error:  # whatever a recipe's model does to the exporter, the trial's result stands
-        log.warning("trial %d was not exported", spec.trial, exc_info=True)
-        first = (str(error).strip().splitlines() or ["no message"])[0]
-        return Exported(trial=spec.trial, attempt=spec.attempt, error=f"{type(error).__name__}: {first}")
+    folder = Path(spec.folder)
+    model, info, metadata = restore_model(recipes.load(spec.recipe), folder / BEST)
+    path = folder / ONNX_FILE
+    about = {"study": spec.study, "trial": str(spec.trial), "recipe": spec.recipe, "epoch": str(metadata["epoch"])}
+    export_onnx(model, info, path, about)
+    images = data.load(dataset_of(spec.config)).val.first(NUM_PARITY_IMAGES)
+    return Exported(
+        trial=spec.trial,
+        attempt=spec.attempt,
+        file=ONNX_FILE,
+        sha256=sha256_of(path),
+        size_bytes=path.stat().st_size,
+        max_difference=parity(model, info, path, inputs_of(images)),
+    )
 
 
 class MessagePort:
@@ -250,10 +262,10 @@ class MessagePort:
         """Wait for the parent's answer."""
         return self._decisions.get()
 
-    def work(self) -> NoReturn:
+    def work(self, do: Callable[[Job, Port], None] = run) -> NoReturn:
         """Do jobs as they come, for ever."""
         while True:
-            run(self._jobs.get(), self)
+            do(self._jobs.get(), self)
 
 
 def prepare(name: str) -> None:

@@ -32,6 +32,7 @@ class TrialSpec:
     decision_epochs: tuple[int, ...]
     threads: int
     objectives: tuple[str, ...] = ()  # metrics that the first epoch must have, beside what every one must
+    alone: bool = False  # it gets its slot's memory with nothing of other jobs left there
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -139,6 +140,11 @@ class Slot:
     threads: int
     devices: tuple[str, ...] = ()
     host: str = ""  # its machine, if that may be another than this one
+
+    @property
+    def memories(self) -> tuple[tuple[str, str], ...]:
+        """What a job here fills, by names that slots share: each of its GPUs, or else its machine's own memory."""
+        return tuple((self.host, device) for device in self.devices or ("",))
 
 
 class Executor(Protocol):

@@ -1,4 +1,4 @@
-"""Jobs in kept worker processes on this machine: one a GPU, else one a core, or for as many as a trial takes."""
+"""Jobs in kept worker processes on this machine: one or several a GPU, else one a core, or as a trial takes devices."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UnavailableError
-from orchestrator.executors import EpochEnded, Event, ExportSpec, Slot, TrialFailed, decode, encode
+from orchestrator.executors import EpochEnded, Event, ExportSpec, Slot, TrialFailed, TrialSpec, decode, encode
 from orchestrator.forkserver import Forked, ForkServer
 from orchestrator.processes import Child, Pinger, spawn
 from orchestrator.tables import Reason
@@ -36,12 +36,15 @@ def num_cores() -> int:
     return os.cpu_count() or 1
 
 
-def plan_slots(num_workers: int, gpus: Sequence[str], *, num_useful: int, num_devices: int = 1) -> list[Slot]:
-    """Lay out slots: as many as asked for, else (0) as there are GPUs, or cores, for `num_devices` in each.
+def plan_slots(
+    num_workers: int, gpus: Sequence[str], *, num_useful: int, num_devices: int = 1, per_gpu: int = 1
+) -> list[Slot]:
+    """Lay out slots: as many as asked for, else (0) `per_gpu` times the GPUs, or as there are cores, for `num_devices`
+    in each.
 
     There are no more than are useful. Cores are shared out in threads, GPUs in turn.
     """
-    count = min(num_workers or max(1, (len(gpus) or num_cores()) // num_devices), num_useful)
+    count = min(num_workers or max(1, (len(gpus) * per_gpu or num_cores()) // num_devices), num_useful)
     threads = max(1, num_cores() // count)
     turn = itertools.cycle(gpus)
     return [
@@ -95,6 +98,8 @@ class LocalExecutor:
         assert slot.name not in self._jobs, f"slot {slot.name} is busy"
         if isinstance(job, ExportSpec) and self._export_server is not None and slot.name not in self._exporters:
             self._change_to_exporter(slot, self._export_server)
+        if isinstance(job, TrialSpec) and job.alone:
+            self._renew_idle(slot)
         self._jobs[slot.name] = job
         self._children[slot.name].channel.send(encode(job))
 
@@ -149,6 +154,13 @@ class LocalExecutor:
             self._end(slot)
             self._take(slot, exporter)
         self._exporters.add(slot.name)
+
+    def _renew_idle(self, slot: Slot) -> None:
+        """Begin the slot's worker and others on its device anew, so that nothing of earlier jobs takes up memory."""
+        for other in self.free_slots():
+            if not set(other.memories).isdisjoint(slot.memories):
+                self._end(other)
+                self._start(other, self._server)
 
     def _end(self, slot: Slot) -> int | None:
         """End a slot's worker, if it has not ended yet, and say how it did."""

@@ -7,6 +7,7 @@ worker that died is started again where there is room. Ray restarts nothing by i
 from __future__ import annotations
 
 import contextlib
+import errno
 import itertools
 import logging
 import math
@@ -23,7 +24,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UnavailableError, UsageError
-from orchestrator.executors import EpochEnded, Event, Slot, TrialFailed, decode, encode
+from orchestrator.executors import (
+    EpochEnded,
+    Event,
+    Exported,
+    Slot,
+    TrialEnded,
+    TrialFailed,
+    TrialPaused,
+    decode,
+    encode,
+)
 from orchestrator.executors.local import MAX_IDLE_DEATHS, environment
 from orchestrator.executors.ray_worker import NUM_THREADS, Proof, RayWorker
 from orchestrator.processes import PING_SECONDS
@@ -38,6 +49,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
+    from orchestrator.depot import Depot
     from orchestrator.executors import Decision, Job
 
 logger = logging.getLogger(__name__)
@@ -120,11 +132,13 @@ class _Worker:
 
 
 class RayExecutor:
-    """Workers on all nodes of the cluster at `address` (host:port, or auto), which share the folder `home`.
+    """Workers on all nodes of the cluster at `address` (host:port, or auto), with one folder `home` or a `depot`.
+
+    With a depot `home` is a folder of each node, for prepared data and logs; what ended is fetched into the driver's.
 
     Raises:
         UsageError: this device cannot be had on a cluster.
-        UnavailableError: no cluster answers there, or it has no room for a worker at all.
+        UnavailableError: no cluster answers there, it has no room for a worker at all, or nothing goes into the depot.
     """
 
     def __init__(
@@ -137,9 +151,10 @@ class RayExecutor:
         num_useful: int,
         device: str = "auto",
         num_devices: int = 1,
+        depot: Depot | None = None,
     ) -> None:
         self._workers: dict[str, _Worker] = {}
-        self._home, self._logs = home, logs
+        self._home, self._logs, self._depot = home, logs, depot
         self._left_out: set[str] = set()  # nodes that cannot run a worker
         self._idle_deaths = 0
         self._idle_since = time.monotonic()
@@ -147,7 +162,7 @@ class RayExecutor:
         nodes = _nodes()
         self._first_nodes = set(nodes)
         self._plan = plan(nodes.values(), num_workers, num_useful=num_useful, device=device, num_devices=num_devices)
-        self._proof = _prove(home)
+        self._proof = _prove(home, depot)
         logs.mkdir(parents=True, exist_ok=True)
         self._closed = threading.Event()
         threading.Thread(target=self._ping, name="pinger", daemon=True).start()
@@ -197,7 +212,8 @@ class RayExecutor:
         if answers := [worker.answer for worker in self._workers.values()]:  # which come, as errors, when they are dead
             ray.wait(answers, num_returns=len(answers), timeout=CLOSE_SECONDS)
         self._workers.clear()
-        Path(self._proof.path).unlink(missing_ok=True)
+        if self._depot is None:
+            Path(self._proof.path).unlink(missing_ok=True)
         if self._connected:
             ray.shutdown()
 
@@ -237,7 +253,7 @@ class RayExecutor:
             scheduling_strategy=NodeAffinitySchedulingStrategy(node, soft=False),
             runtime_env={"env_vars": self._environment(slot)},
         ).remote()
-        answer = actor.ready.remote(name, str(self._log(slot)), self._proof)
+        answer = actor.ready.remote(name, str(self._log(slot)), self._proof, self._depot)
         self._workers[name] = _Worker(slot=slot, node=node, actor=actor, answer=answer)
 
     def _environment(self, slot: Slot) -> dict[str, str]:
@@ -267,16 +283,17 @@ class RayExecutor:
     def _received(self, worker: _Worker, message: dict[str, Any]) -> Event:
         event: Event = decode(message)
         if not isinstance(event, EpochEnded):
-            worker.job = None
+            job, worker.job = worker.job, None
+            if self._depot is not None and job is not None:
+                return _fetched(event, job, self._depot)
         return event
 
     def _refused(self, worker: _Worker, error: RayTaskError) -> list[Event]:
         """A node on which workers do not start is left out, unless it was there from the start."""
         cause = f"{type(error.cause).__name__}: {error.cause}".splitlines()[0]
-        complaint = (
-            f"node {worker.slot.host} cannot work in {self._home} ({cause}); "
-            "all nodes need the same ORCH_HOME on one shared file system"
-        )
+        where = f"with {self._depot.url}" if self._depot else f"in {self._home}"
+        needed = "to reach it" if self._depot else "the same ORCH_HOME on one shared file system"
+        complaint = f"node {worker.slot.host} cannot work {where} ({cause}); all nodes need {needed}"
         if worker.node in self._first_nodes:
             raise UnavailableError(complaint)
         logger.warning("%s; it is left out", complaint)
@@ -355,7 +372,36 @@ def _nodes() -> dict[str, Node]:
     }
 
 
-def _prove(home: Path) -> Proof:
+def _fetched(event: Event, job: Job, depot: Depot) -> Event:
+    """The event, with the files that it stands for in the driver's folder; that they do not come is a failure."""
+    match event:
+        case TrialEnded() | TrialPaused():
+            hashes = event.manifest
+        case Exported(error=""):
+            hashes = {event.file: event.sha256}
+        case _:
+            return event
+    try:
+        Path(job.folder).mkdir(parents=True, exist_ok=True)
+        depot.fetch_files(job.folder, Path(job.folder), hashes)
+    except OSError as error:
+        message = f"its files did not come: {error}".splitlines()[0]
+        if isinstance(event, Exported):
+            return replace(event, error=message)
+        full = error.errno in {errno.ENOSPC, errno.EDQUOT}
+        trial, attempt = event.trial, event.attempt
+        return TrialFailed(trial=trial, attempt=attempt, reason=Reason.LOST, message=message, disk_full=full)
+    return event
+
+
+def _prove(home: Path, depot: Depot | None) -> Proof:
+    if depot is not None:
+        proof = Proof(path="shared", text=uuid.uuid4().hex)
+        try:
+            depot.write(proof.path, proof.text)
+        except OSError as error:
+            raise UnavailableError(f"nothing can be written to {depot.url} ({error})") from error
+        return proof
     proof = Proof(path=str(home / f".ray-{uuid.uuid4().hex}"), text=uuid.uuid4().hex)
     Path(proof.path).write_text(proof.text)
     return proof

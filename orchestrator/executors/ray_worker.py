@@ -6,6 +6,7 @@ It knows nothing of Ray, which runs its methods in several threads; the jobs are
 from __future__ import annotations
 
 import contextlib
+import functools
 import os
 import queue
 import signal
@@ -16,11 +17,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import worker
+from orchestrator import carrier, worker
 from orchestrator.processes import LEASE_SECONDS
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from orchestrator.depot import Depot
 
 NUM_THREADS = 4  # that call methods: one waits in `events`, the others are quick
 NUM_CHECKS = 5  # of whether the driver was heard, in one lease
@@ -28,9 +31,9 @@ NUM_CHECKS = 5  # of whether the driver was heard, in one lease
 
 @dataclass(frozen=True, kw_only=True)
 class Proof:
-    """A file that the driver has written, and what is in it: who reads the same shares its state folder."""
+    """A file that the driver has written, and what is in it: who reads the same shares its state folder, or depot."""
 
-    path: str
+    path: str  # at a depot a name
     text: str
 
 
@@ -42,17 +45,20 @@ class RayWorker:
         self._port = worker.MessagePort(self._events.put)
         self._heard = threading.Event()
 
-    def ready(self, name: str, log: str, proof: Proof) -> tuple[str, ...]:
-        """Get ready for jobs, and return the GPUs that Ray gave.
+    def ready(self, name: str, log: str, proof: Proof, depot: Depot | None = None) -> tuple[str, ...]:
+        """Get ready for jobs, whose files go to and fro by `depot` if there is one; return the GPUs that Ray gave.
 
         Raises:
-            OSError: the state folder is not here, or not to be written.
+            OSError: the state folder is not here, or not to be written; or the depot cannot be reached.
         """
-        if Path(proof.path).read_text() != proof.text:
+        if (depot.read(proof.path) if depot else Path(proof.path).read_text()) != proof.text:
             raise FileNotFoundError(f"{proof.path} is another one here")
+        if depot:
+            Path(log).parent.mkdir(parents=True, exist_ok=True)
         _write_output_to(log)
         worker.prepare(name)
-        threading.Thread(target=self._port.work, name="jobs", daemon=True).start()
+        do = functools.partial(carrier.run, depot=depot) if depot else worker.run
+        threading.Thread(target=self._port.work, args=(do,), name="jobs", daemon=True).start()
         threading.Thread(target=_end_in_silence, args=(self._heard,), name="silence", daemon=True).start()
         return tuple(filter(None, os.environ.get("CUDA_VISIBLE_DEVICES", "").split(",")))
 

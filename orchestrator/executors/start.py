@@ -9,14 +9,19 @@ from orchestrator.executors.local import LocalExecutor, num_cores, plan_slots, v
 from recipes.device import choose_device
 
 if TYPE_CHECKING:
+    from orchestrator.depot import Depot
     from orchestrator.executors import Executor, Slot
     from orchestrator.forkserver import ForkServer
     from orchestrator.settings import Settings
     from orchestrator.study import Study
 
 
-def start_executor(study: Study, num_useful: int, settings: Settings, server: ForkServer | None) -> Executor:
+def start_executor(
+    study: Study, num_useful: int, settings: Settings, server: ForkServer | None, depot: Depot | None = None
+) -> Executor:
     """Start the workers of a study, no more than are useful; local ones are forked from `server` if there is one.
+
+    Those on a cluster bring what they write to `depot`, if there is one.
 
     Raises:
         UnavailableError: they do not start.
@@ -37,9 +42,16 @@ def start_executor(study: Study, num_useful: int, settings: Settings, server: Fo
                 num_useful=num_useful,
                 device=device,
                 num_devices=num_devices,
+                depot=depot,
             )
         case "local":
-            slots = plan_slots(budget.workers, visible_gpus(device), num_useful=num_useful, num_devices=num_devices)
+            slots = plan_slots(
+                budget.workers,
+                visible_gpus(device),
+                num_useful=num_useful,
+                num_devices=num_devices,
+                per_gpu=budget.per_gpu,
+            )
             return LocalExecutor(slots, logs, server, exports=budget.num_exports > 0)
 
 

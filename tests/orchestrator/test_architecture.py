@@ -22,10 +22,11 @@ LAYERS = [
     {"coordinator", "control", "recorded", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
-    {"leaders", "limits", "standing"},
+    {"leaders", "limits", "standing", "company"},
     {"rungs"},
-    {"models", "mirror_process", "probe"},
+    {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
+    {"carrier"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
     {"mirrors", "mirrors.mlflow_store"},
     {
@@ -41,7 +42,7 @@ LAYERS = [
     {"compatibility"},
     {"fields"},
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
-    {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto"},
+    {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
     {"tables", "settings", "processes", "engines"},
     {"errors"},
@@ -49,6 +50,7 @@ LAYERS = [
 ALLOWED_UPWARDS = {
     ("executors.inline", "worker"),  # the inline executor runs a worker's code in its own thread
     ("executors.ray_worker", "worker"),  # a worker's code as an actor
+    ("executors.ray_worker", "carrier"),
     ("store", "leases"),  # for types only
 }
 THIRD_PARTY = {
@@ -60,6 +62,7 @@ THIRD_PARTY = {
     "hydra": {"overrides"},
     "ruamel": {"study_files"},
     "ray": {"executors.ray_cluster"},
+    "fsspec": {"depot"},
     "rich": {"live", "render"},
     "typer": {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
 }

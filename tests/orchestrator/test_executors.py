@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import os
 import shutil
@@ -12,6 +13,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from orchestrator.depot import Depot
 from orchestrator.executors import (
     EpochEnded,
     Exported,
@@ -56,7 +58,7 @@ def cluster(home):
         yield made
 
 
-SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("spawned", "ray")]
+SLOW = [pytest.param(name, marks=pytest.mark.slow) for name in ("spawned", "ray", "depot")]
 
 
 @pytest.fixture(scope="module", params=["inline", "forked", *SLOW])
@@ -67,16 +69,18 @@ def executor(request, home):
         made = local(home)
     elif request.param == "ray":
         made = on_ray(request.getfixturevalue("cluster"), home)
+    elif request.param == "depot":
+        made = on_ray(request.getfixturevalue("cluster"), home, depot=Depot(url=f"file://{home}/depot", root="/"))
     else:
         made = local(home, request.getfixturevalue("server"))
     yield made
     made.close()
 
 
-def on_ray(cluster, home, workers=1):
+def on_ray(cluster, home, workers=1, depot=None):
     from orchestrator.executors.ray_cluster import RayExecutor
 
-    made = RayExecutor(cluster.address, workers, home=home, logs=home / "logs", num_useful=workers)
+    made = RayExecutor(cluster.address, workers, home=home, logs=home / "logs", num_useful=workers, depot=depot)
     collect_slots(made, workers)
     return made
 
@@ -102,6 +106,12 @@ def spec(tmp_path, trial=0, attempt=1, decision_epochs=(), earlier=(), recorded=
         decision_epochs=tuple(decision_epochs),
         threads=1,
     )
+
+
+def where_written(executor, tmp_path):
+    """Where workers leave what nobody has fetched: at the depot, if there is one."""
+    depot = getattr(executor, "_depot", None)
+    return Path(depot.url.removeprefix("file://") + str(tmp_path)) if depot else tmp_path
 
 
 def export_spec(tmp_path):
@@ -134,7 +144,7 @@ def test_trial_reports_each_epoch_then_a_manifest_that_holds(executor, tmp_path)
     assert set(ended.manifest) == {"best.safetensors"}
     for name, digest in ended.manifest.items():
         assert hashlib.sha256((tmp_path / "0" / "1" / name).read_bytes()).hexdigest() == digest
-    assert (tmp_path / "0" / "1" / "manifest.json").exists()
+    assert (where_written(executor, tmp_path) / "0" / "1" / "manifest.json").exists()
 
 
 def test_trial_stops_when_told_at_a_decision_epoch(executor, tmp_path):
@@ -212,7 +222,7 @@ def test_paused_trial_frees_its_slot_and_goes_on_to_the_bits_of_one_that_never_p
     (paused,) = collect(executor)
     assert isinstance(paused, TrialPaused)
     assert set(paused.manifest) == {"best.safetensors"}
-    folder = tmp_path / "0" / "1"
+    folder = where_written(executor, tmp_path) / "0" / "1"
     assert sorted(path.name for path in folder.glob("epoch-*")) == ["epoch-0002.json", "epoch-0002.pt"]
 
     *other, ended = run(executor, spec(tmp_path, trial=1, epochs=4))
@@ -233,15 +243,16 @@ def weights(folder):
 
 def test_trial_that_is_paused_again_where_it_stood_hands_on_all_that_there_is(executor, tmp_path):
     run(executor, spec(tmp_path, epochs=4, fault="raise", fault_epoch=3))
-    (tmp_path / "0" / "1" / "notes").mkdir()
-    (tmp_path / "0" / "1" / "notes" / "a.txt").write_text("of the first attempt")
+    written = where_written(executor, tmp_path) / "0" / "1"
+    (written / "notes").mkdir()
+    (written / "notes" / "a.txt").write_text("of the first attempt")
     (slot,) = executor.free_slots()
     executor.submit(spec(tmp_path, epochs=4, attempt=2, earlier=[1], recorded=2, decision_epochs=[2]), slot)
     assert [event.number for event in collect(executor, lambda _: True)] == [2]
     executor.decide(0, "pause")
     (paused,) = collect(executor)
     assert set(paused.manifest) == {"best.safetensors", "notes/a.txt"}
-    shutil.rmtree(tmp_path / "0" / "1")
+    shutil.rmtree(written)
     *epochs, _ = run(executor, spec(tmp_path, epochs=4, attempt=3, earlier=[2, 1], recorded=2))
     assert [event.number for event in epochs] == [3, 4]
 
@@ -320,8 +331,25 @@ def test_closed_executor_leaves_no_process(maybe_server, tmp_path):
     assert not [worker for worker in found if worker.is_running() and worker.status() != psutil.STATUS_ZOMBIE]
 
 
+def test_job_that_must_be_alone_finds_nothing_of_earlier_jobs_on_its_device(server, tmp_path):
+    slots = [Slot(name=f"worker-{n}", threads=1) for n in range(3)]
+    slots.append(Slot(name="worker-3", threads=1, devices=("0",)))
+    executor = LocalExecutor(slots, tmp_path / "logs", server)
+    try:
+        executor.submit(spec(tmp_path, epochs=50, pause_seconds=0.05), slots[1])
+        before = workers_of(executor)
+        executor.submit(dataclasses.replace(spec(tmp_path, trial=1), alone=True), slots[0])
+        after = workers_of(executor)
+        assert [old == new for old, new in zip(before, after, strict=True)] == [False, True, False, True]
+        *_, ended = collect(executor)
+        assert isinstance(ended, TrialEnded)
+        assert ended.trial == 1
+    finally:
+        executor.close()
+
+
 def workers_of(executor):
-    return [psutil.Process(child.pid) for child in executor._children.values()]
+    return [psutil.Process(executor._children[slot.name].pid) for slot in executor.slots]
 
 
 def test_cores_are_shared_out_over_workers():

@@ -179,6 +179,14 @@ def test_headline_names_the_gpus(capsys):
     assert "2 worker(s) of 4 thread(s), GPU 0, 1;" in capsys.readouterr().out
 
 
+def test_second_line_says_which_workers_are_on_which_gpu(capsys):
+    slots = [Slot(name=f"worker-{n}", threads=4, devices=(str(n % 2),)) for n in range(3)]
+    slots.append(Slot(name="worker-3", threads=4, devices=("0",), host="b"))
+    PlainMonitor().started(study(), slots, [])
+    placed = capsys.readouterr().out.splitlines()[1]
+    assert placed == "GPU 0: worker-0, worker-2;  GPU 1: worker-1;  b GPU 0: worker-3"
+
+
 def test_names_and_messages_stay_text_in_lines(capsys):
     monitor = PlainMonitor()
     monitor.started(study(HOSTILE), SLOTS, [])

@@ -71,7 +71,7 @@ def test_plan_tells_what_is_searched_and_what_it_costs_and_records_nothing(setti
 
 def test_large_data_are_tried_on_a_part_and_reckoned_for_all(settings, server):
     few = load("batch_size=8", "trials=5")
-    part = plan._part(few, [{"batch_size": 8}])
+    part = probe.part_of(few, [{"batch_size": 8}])
     assert part.limit < 300
     assert part.factor == pytest.approx(1077 / (0.6 * part.limit), rel=0.02)
     assert part.missing_bytes == pytest.approx((1797 - part.limit) * 0.8 * 64, rel=0.02)
@@ -122,10 +122,10 @@ def test_rest_of_a_study_is_planned_by_its_own_pruning(settings, server, sweep):
         notes=[],
     )
     assert plan._share(begun) == (pytest.approx((4 + 3) / 5 / 3), "as in the 5 trials so far")
-    (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)
+    (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=probe.Part(), threads=1), 2)
     assert epochs.high == pytest.approx(20 * 7 / 5)
     few = dataclasses.replace(begun, study=load("trials=25", "epochs=3", "max_epochs_total=10"))
-    assert plan._times(few, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)[0].high == 10 - 7
+    assert plan._times(few, [], plan._Measured(sizes=[], tried=[], part=probe.Part(), threads=1), 2)[0].high == 10 - 7
 
 
 def test_another_study_of_that_name_is_refused(sweep, server):
@@ -140,7 +140,7 @@ def test_further_seeds_of_leaders_are_planned_too(sweep):
     trials[1].confirms = 0
     sure = load("trials=4", "epochs=3", "confirm=1x3", "pruner=none", "seed=0")
     begun = plan._Begun(study=sure, trials=trials, epochs=sweep.record.epochs(sweep.study.id), notes=[])
-    (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=plan._Part(), threads=1), 2)
+    (epochs, *_) = plan._times(begun, [], plan._Measured(sizes=[], tried=[], part=probe.Part(), threads=1), 2)
     assert epochs.high == (3 + 2) * 3, "3 of 4 trials and 2 of 3 seeds are left"
     assert len(plan._suggestions(begun)) == 3
 

@@ -19,7 +19,7 @@ from recipes.config import AugmentConfig, DatasetConfig, FitConfig, OptimConfig,
 from recipes.loop import fit
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
 
     from recipes.data import ImageInfo
     from recipes.loop import Attempt, Epoch
@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 class ModelConfig(Part):
     hidden: int = Field(8, gt=0)
     journal: str = Field("", description="file that gets a line `folder epoch` for each epoch begun")
-    fault: str = Field("", description="raise, exit, oom, diverge, kill, disk, metric (one is missing) or nan")
+    fault: str = Field("", description="raise, exit, oom, diverge, kill, disk, metric (is missing), nan or crowd")
     fault_epoch: int = Field(2, description="the epoch in which it happens")
     pause_seconds: float = Field(0.0, ge=0, description="how long each epoch takes at least")
 
@@ -48,12 +48,14 @@ def build_model(config: Config, info: ImageInfo) -> nn.Module:
 
 def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:
     number = len(read_history(attempt.resume_from)) if attempt and attempt.resume_from else 0
-    with contextlib.closing(fit(config, build_model, attempt, recipe=__file__)) as epochs:
+    training = contextlib.closing(fit(config, build_model, attempt, recipe=__file__))
+    with training as epochs, _crowd(config.model) as check_crowd:
         while number < config.fit.epochs:
             number += 1
             if config.model.journal:
                 _append(config.model.journal, f"{attempt.folder.parent.name} {number}")
             time.sleep(config.model.pause_seconds)
+            check_crowd()
             if number == config.model.fault_epoch:
                 _fail(config.model.fault)
             epoch = next(epochs)
@@ -62,6 +64,34 @@ def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:
             if config.model.fault == "nan" and number == config.model.fault_epoch:
                 epoch.metrics["val_loss"] = float("nan")
             yield epoch
+
+
+@contextlib.contextmanager
+def _crowd(config: ModelConfig) -> Iterator[Callable[[], None]]:
+    """For `crowd`: what raises out of memory while another such training runs beside this one."""
+    folder = Path(f"{config.journal}.crowd")
+    if config.fault != "crowd":
+        yield lambda: None
+        return
+
+    def check() -> None:
+        if others := [path.name for path in folder.iterdir() if path != mine and _lives(int(path.name))]:
+            raise torch.OutOfMemoryError(f"beside {len(others)}")
+
+    folder.mkdir(exist_ok=True)
+    mine = folder / str(os.getpid())
+    mine.touch()
+    try:
+        yield check
+    finally:
+        mine.unlink()
+
+
+def _lives(pid: int) -> bool:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(pid, 0)
+        return True
+    return False
 
 
 def _append(path: str, line: str) -> None:
