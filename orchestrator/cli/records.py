@@ -114,11 +114,13 @@ def delete(
     as_json: AsJson = False,
 ) -> None:
     """Delete a study: its record, its files and its mirrored runs. Promoted versions stay."""
+    from orchestrator.names import title
     from orchestrator.recorded import delete as delete_study
 
     settings = the_settings()
     with open_record() as record:
-        num_trials = len(record.trials(record.study(study).id))
+        row = one_study(record, study)
+        study, num_trials = title(record, row), len(record.trials(row.id))
     with contextlib.suppress(typer.Abort):  # nobody is there to answer
         yes = yes or typer.confirm(f"Delete {study} with {num_trials} trials?", err=True)
     if not yes:
@@ -135,7 +137,7 @@ def sync(study: AnyStudy = "") -> None:
     from orchestrator.mirror import sync as sync_mirrors
 
     with open_record() as record:
-        name = record.study(study).name if study else None
+        name = one_study(record, study).name if study else None
     for target, applied in sync_mirrors(the_settings(), name).items():
         print(f"{target}: {applied} change(s) applied")
 

@@ -19,7 +19,7 @@ LAYERS = [
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
-    {"coordinator", "control", "recorded", "mirror", "promote", "evaluate", "check"},
+    {"coordinator", "control", "recorded", "versions", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing"},
@@ -27,6 +27,7 @@ LAYERS = [
     {"models", "mirror_process", "probe"},
     {"monitor"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
+    {"names"},
     {"mirrors", "mirrors.mlflow_store"},
     {
         "executors",
