@@ -131,6 +131,32 @@ def delete(
     return print(f"{study} is deleted")
 
 
+@app.command("import", no_args_is_help=True)
+def import_(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Its name in the storage.", show_default=False)],
+    storage: Annotated[str, typer.Option(metavar="FILE|URL", help="Optuna's storage.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Another name for it here.", show_default=False)] = "",
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PARAMETER=FIELD", help="A field that has another name here.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in a study of Optuna's: orch import old --storage sqlite:///old.db --rename learning_rate=lr
+
+    It can be compared with others, and a sweep learns from it: warm_start=STUDY.
+    """
+    from orchestrator.importing import import_study
+
+    found = import_study(the_settings(), storage, study, target=name, renamed=rename or [])
+    if as_json:
+        return print_json({"study": found.study, "trials": found.num_trials, "fields": found.fields, **found.states})
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    print(printable(f"study {found.study} has {found.num_trials} trial(s): {states}"))
+    print(printable(f"fields    {', '.join(found.fields)}"))
+    return print(printable(f"next      orch compare {found.study}  ·  orch sweep recipe=… warm_start={found.study}"))
+
+
 @app.command()
 def sync(study: AnyStudy = "") -> None:
     """Bring MLflow, the Optuna storage and TensorBoard up to the record."""

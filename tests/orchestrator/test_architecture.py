@@ -19,7 +19,7 @@ LAYERS = [
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
-    {"coordinator", "control", "recorded", "versions", "mirror", "promote", "evaluate", "check"},
+    {"coordinator", "control", "recorded", "versions", "importing", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing"},
@@ -54,7 +54,7 @@ ALLOWED_UPWARDS = {
 }
 THIRD_PARTY = {
     "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
-    "optuna": {"search", "samplers", "recent", "mirrors.optuna_storage"},
+    "optuna": {"search", "samplers", "recent", "importing", "mirrors.optuna_storage"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
     "onnxruntime": {"inference"},
