@@ -70,7 +70,7 @@ def set_budget(record: Record, name: str, keys: Sequence[str]) -> str:
         UnavailableError: its process does not answer.
     """
     row = names.named(record, name)
-    names.check_newest(record, row)
+    names.check_open(record, row)
     changed = change_budget(recorded.from_record(row), keys)
     if holder_of(record, study_lease(row.name)) is not None:
         return _ask(record, row, "set", keys=list(keys))
@@ -100,7 +100,7 @@ def retry(record: Record, name: str, numbers: Sequence[int] = ()) -> str:
         UnavailableError: its process does not answer.
     """
     row = names.named(record, name)
-    names.check_newest(record, row)
+    names.check_open(record, row)
     failed = [trial.number for trial in record.trials(row.id) if trial.state is State.FAILED]
     for number in numbers:
         if number not in failed:

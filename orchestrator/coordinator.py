@@ -87,7 +87,7 @@ def run(
             study = versions.begin(record, settings, study, monitor.note)
         row = record.find_study(study.name)
         if row is not None:
-            names.check_newest(record, row)
+            names.check_open(record, row)
         recorded.check_identity(row, study)
         if row is None and study.warm_start:
             study = recorded.with_known(record, study, monitor.note)

@@ -56,15 +56,26 @@ def is_newest(record: Record, row: Study) -> bool:
     return newest is None or newest.id <= row.id
 
 
-def check_newest(record: Record, row: Study) -> None:
+def check_open(record: Record, row: Study) -> None:
     """See that a study may change.
 
     Raises:
-        UsageError: it has a later version.
+        UsageError: it is archived, or has a later version.
     """
+    check_listed(row)
     if not is_newest(record, row):
         newest = named(record, family(row)).name
         raise UsageError(f"{title(record, row)} stays as it is, since {newest} is a later version of it")
+
+
+def check_listed(row: Study) -> None:
+    """See that a study is not put away.
+
+    Raises:
+        UsageError: it is.
+    """
+    if row.is_archived:
+        raise UsageError(f"study {row.name!r} is archived; `orch archive {row.name} --restore` brings it back")
 
 
 def origin(record: Record, row: Study, number: int) -> tuple[Study, int] | None:

@@ -132,7 +132,7 @@ def _moving(record: Record, model: str) -> Iterator[Lease]:
 def _choose(record: Record, name: str | None) -> Study:
     if name is not None:
         return names.named(record, name)
-    studies = [study for study in record.studies() if names.is_newest(record, study)]
+    studies = [study for study in record.studies() if names.is_newest(record, study) and not study.is_archived]
     if len(studies) == 1:
         return studies[0]
     known = ", ".join(study.name for study in studies)

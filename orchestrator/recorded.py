@@ -6,11 +6,12 @@ import shutil
 import time
 from typing import TYPE_CHECKING
 
-from orchestrator import names, provenance, starts, tables
+from orchestrator import ledger, names, provenance, starts, tables
 from orchestrator.errors import UsageError
 from orchestrator.leases import Holding, Lease, study_lease
 from orchestrator.store import Record
 from orchestrator.study import Study, differences
+from orchestrator.tables import ARCHIVED
 
 if TYPE_CHECKING:
     from collections.abc import Callable
@@ -19,6 +20,7 @@ if TYPE_CHECKING:
 
 PROVENANCE = "provenance"  # key of a study's spec, beside the fields of `Study`
 IMPORTED = "imported"  # the same of a study that was not begun here: where it comes from
+BESIDE = (PROVENANCE, IMPORTED, ARCHIVED)
 
 
 def from_record(row: tables.Study) -> Study:
@@ -28,7 +30,7 @@ def from_record(row: tables.Study) -> Study:
         UsageError: it was imported.
     """
     check_trained_here(row)
-    return Study.model_validate({key: value for key, value in row.spec.items() if key != PROVENANCE})
+    return Study.model_validate({key: value for key, value in row.spec.items() if key not in BESIDE})
 
 
 def check_trained_here(row: tables.Study) -> None:
@@ -106,6 +108,33 @@ def with_known(record: Record, study: Study, tell: Callable[[str], None]) -> Stu
     num_ended = sum(trial.state.finished for trial in trials)
     tell(f"the sampler knows {len(known)} trial(s) of {row.name}; {num_ended - len(known)} do not fit")
     return study.model_copy(update={"known": known})
+
+
+def archive(settings: Settings, name: str, *, restore: bool = False) -> str:
+    """Put a study away, out of lists and of MLflow's UI, or `restore` it; nothing of it is lost. Return its name.
+
+    MLflow goes on to list one of which a version was promoted. The record changes last, so that the same command ends
+    what a crash has left half done.
+
+    Raises:
+        UnknownNameError: no such study.
+        HeldError: it runs.
+        UnavailableError: MLflow cannot be reached.
+    """
+    from orchestrator import mirror
+
+    record = Record.open(settings.record_url)
+    try:
+        row = names.named(record, name)
+        with Holding(record, study_lease(row.name)) as lease:
+            # What MLflow does not list, `mlflow gc` removes; a version's files are nowhere else.
+            if restore or not ledger.has_versions_of(record, row.name):
+                mirror.show(settings, row.name, shown=restore)
+            spec = {key: value for key, value in row.spec.items() if key != ARCHIVED}
+            record.update_study(lease, row.id, spec if restore else {**spec, ARCHIVED: time.time()})
+        return row.name
+    finally:
+        record.close()
 
 
 def delete(settings: Settings, name: str) -> None:

@@ -33,12 +33,15 @@ def status(study: AnyStudy = "", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def ls(as_json: AsJson = False) -> None:
-    """List all studies."""
+def ls(
+    archived: Annotated[bool, typer.Option("--archived", help="Those that are put away.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List all studies but those that are archived."""
     from orchestrator import render, views
 
     with open_record() as record:
-        rows = [views.status(record, row) for row in record.studies()]
+        rows = [views.status(record, row) for row in record.studies() if row.is_archived == archived]
     if as_json:
         return print_json(rows)
     lines = [
@@ -105,6 +108,18 @@ def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
     if as_json:
         return print_json(rows)
     return render.show_leaderboard(rows)
+
+
+@app.command(no_args_is_help=True)
+def archive(
+    study: StudyName,
+    restore: Annotated[bool, typer.Option("--restore", help="Bring it back.")] = False,
+) -> None:
+    """Put a study away: `orch ls` and MLflow's UI no longer list it. Nothing of it is lost."""
+    from orchestrator.recorded import archive as archive_study
+
+    name = archive_study(the_settings(), study, restore=restore)
+    print(printable(f"{name} is back" if restore else f"{name} is archived; `orch archive {name} --restore` undoes it"))
 
 
 @app.command(no_args_is_help=True)

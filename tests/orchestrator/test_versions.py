@@ -204,7 +204,7 @@ def test_a_name_means_the_newest_version_and_a_number_that_one(record, settings,
     with pytest.raises(UnknownNameError, match="unknown study 's@7'"):
         versions.meant(record, study_of(*SPACE, name="s@7"))
     for changes in (
-        lambda: names.check_newest(record, record.study("s")),
+        lambda: names.check_open(record, record.study("s")),
         lambda: control.extend(record, "s@1", ["trials=+1"]),
         lambda: control.retry(record, "s@1"),
     ):
