@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from contextlib import closing
+from dataclasses import replace
 
 import optuna
 import pytest
@@ -62,7 +63,8 @@ def load(source, name="old"):
     return optuna.load_study(study_name=name, storage=source).trials
 
 
-def test_every_trial_comes_over_with_its_number_values_and_epochs(source, settings):
+def test_every_trial_comes_over_with_its_number_values_and_epochs(source, settings, record_url):
+    settings = replace(settings, record_url=record_url)
     found = import_study(settings, source, "old", renamed=["learning_rate=lr"])
     assert (found.study, found.num_trials) == ("old", NUM_TRIALS)
     assert found.states == {"complete": 3, "fail": 1, "pruned": 2, "running": 1, "waiting": 1}

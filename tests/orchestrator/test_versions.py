@@ -217,6 +217,18 @@ def test_a_name_means_the_newest_version_and_a_number_that_one(record, settings,
     assert names.origin(record, record.study("s@2"), 0) is None
 
 
+def test_every_kind_of_record_keeps_trials_and_knows_the_newest(record_url, settings):
+    with closing(Record.open(record_url, create=True)) as record:
+        with Holding(record, study_lease("s")) as lease:
+            row = recorded.write(record, lease, study_of(*SPACE))
+            add_trial(record, settings, lease, row, {"hidden": 6, "lr": 0.01})
+        before = everything(record, "s")
+        assert versions.begin(record, settings, study_of("hidden=6", SPACE[1]), lambda _: None).name == "s@2"
+        assert names.named(record, "s").name == "s@2"
+        assert everything(record, "s") == before
+        assert [trial[4:7] for trial in everything(record, "s@2")] == [trial[4:7] for trial in before]
+
+
 def test_queue_of_a_new_version_begins_after_what_is_kept(record, settings, begun, tmp_path):
     (tmp_path / "first.yaml").write_text("[{hidden: 7, lr: 0.01}, {hidden: 8}]")
     keys = ("hidden=range(4,9)", SPACE[1], f"enqueue={tmp_path / 'first.yaml'}", "sampler=random")
