@@ -22,7 +22,7 @@ _ORDER = (State.COMPLETE, State.PRUNED, State.RUNNING, State.PAUSED, State.WAITI
 
 def best_epoch(epochs: Sequence[Epoch], objective: str) -> Epoch | None:
     """The epoch whose checkpoint would be promoted: highest objective, then lower val_loss, then the earlier."""
-    return min(epochs, key=lambda e: (-e.metrics[objective], e.metrics["val_loss"], e.number), default=None)
+    return min(epochs, key=lambda e: (-e.metrics[objective], _val_loss(e), e.number), default=None)
 
 
 def ranked(
@@ -156,7 +156,14 @@ def _rank(trial: Trial, epochs: Mapping[int, Sequence[Epoch]]) -> tuple[float, f
     best = best_epoch(epochs.get(trial.number, []), objective)
     if best is None:
         return (0.0, 0.0, trial.number)
-    return (-best.metrics[objective], best.metrics["val_loss"], trial.number)
+    # An imported trial may be worth something else than its best epoch.
+    value = trial.value if trial.state is State.COMPLETE and trial.value is not None else best.metrics[objective]
+    return (-value, _val_loss(best), trial.number)
+
+
+def _val_loss(epoch: Epoch) -> float:
+    """By which equal values are told apart; what was imported has none."""
+    return float(epoch.metrics.get("val_loss", 0.0))
 
 
 def _differing(trials: Sequence[Trial]) -> list[str]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import time
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import recorded
+from orchestrator import names, recorded
 from orchestrator.budget import COUNTS, describe
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.leases import Holding, holder_of, study_lease
@@ -53,8 +53,8 @@ def go_on(record: Record, name: str, keys: Sequence[str]) -> str | None:
         UsageError: a key that a study may not change.
         UnavailableError: its process does not answer.
     """
-    row = record.study(name)
-    holder = holder_of(record, study_lease(name))
+    row = names.named(record, name)
+    holder = holder_of(record, study_lease(row.name))
     if holder is None or not holder.get("paused"):
         return None
     if keys:
@@ -69,11 +69,12 @@ def set_budget(record: Record, name: str, keys: Sequence[str]) -> str:
         UsageError: a key that a study may not change, or a value that is not possible.
         UnavailableError: its process does not answer.
     """
-    row = record.study(name)
+    row = names.named(record, name)
+    names.check_open(record, row)
     changed = change_budget(recorded.from_record(row), keys)
-    if holder_of(record, study_lease(name)) is not None:
+    if holder_of(record, study_lease(row.name)) is not None:
         return _ask(record, row, "set", keys=list(keys))
-    with Holding(record, study_lease(name)) as lease:
+    with Holding(record, study_lease(row.name)) as lease:
         recorded.write(record, lease, changed)
     return f"{told_changed(changed.budget, keys)}; go on with `orch resume {name}`"
 
@@ -98,15 +99,16 @@ def retry(record: Record, name: str, numbers: Sequence[int] = ()) -> str:
         UsageError: one of `numbers` has not failed.
         UnavailableError: its process does not answer.
     """
-    row = record.study(name)
+    row = names.named(record, name)
+    names.check_open(record, row)
     failed = [trial.number for trial in record.trials(row.id) if trial.state is State.FAILED]
     for number in numbers:
         if number not in failed:
             told = ", ".join(map(str, failed)) or "none"
             raise UsageError(f"trial {number} of {name} has not failed; failed: {told}")
-    if holder_of(record, study_lease(name)) is not None:
+    if holder_of(record, study_lease(row.name)) is not None:
         return _ask(record, row, "retry", numbers=list(numbers))
-    with Holding(record, study_lease(name)) as lease:
+    with Holding(record, study_lease(row.name)) as lease:
         retried = record.retry_failed(lease, row.id, numbers)
     return f"{told_retried(retried)}; go on with `orch resume {name}`" if retried else told_retried(retried)
 
@@ -122,8 +124,8 @@ def told_changed(budget: Budget, keys: Sequence[str]) -> str:
 
 
 def _running(record: Record, name: str) -> Study:
-    row = record.study(name)
-    if holder_of(record, study_lease(name)) is None:
+    row = names.named(record, name)
+    if holder_of(record, study_lease(row.name)) is None:
         raise UsageError(f"study {name!r} does not run now; `orch resume {name}` goes on with it")
     return row
 

@@ -15,7 +15,19 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
-from orchestrator import compare, confirm, control, depot, limits, packing, pruning, recorded, tables
+from orchestrator import (
+    compare,
+    confirm,
+    control,
+    depot,
+    limits,
+    names,
+    packing,
+    pruning,
+    recorded,
+    tables,
+    versions,
+)
 from orchestrator.company import Company
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
@@ -63,24 +75,32 @@ def run(
     server: ForkServer | None = None,
     *,
     resume: bool = False,
+    new_version: bool = False,
     executor: Executor | None = None,
     make_mirror: MakeMirror = MirrorProcess,
 ) -> Outcome:
     """Bring a study to its number of trials, whatever an earlier process left of it.
 
+    With `new_version`, a study that differs from what is on record under its name becomes the next version of that.
     Local workers are forked from `server`; without one each is a new process that imports torch. An `executor` that is
     given takes their place, and is closed at the end.
 
     Raises:
-        UsageError: the study exists with another identity.
+        UsageError: the study exists with another identity, or has a later version.
         HeldError: another process runs it.
         FencedError: another process took it over while this one slept.
         UnavailableError: disk full, or workers that do not start.
         StoppedError: a signal; all that is finished is saved.
     """
-    record = Record.open(settings.record_url, create=not resume and not study.warm_start)
+    record = Record.open(settings.record_url, create=not (resume or study.warm_start or new_version))
     try:
+        if not resume:
+            study = versions.meant(record, study)
+        if new_version:
+            study = versions.begin(record, settings, study, monitor.note)
         row = record.find_study(study.name)
+        if row is not None:
+            names.check_open(record, row)
         recorded.check_identity(row, study)
         if row is None and study.warm_start:
             study = recorded.with_known(record, study, monitor.note)

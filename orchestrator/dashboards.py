@@ -103,7 +103,7 @@ def _bring_mirrors_up_to_date(settings: Settings) -> None:
     from orchestrator import mirror
 
     with contextlib.closing(Record.open(settings.record_url)) as record:
-        lag = sum(sum(mirror.lag(record, study.id).values()) for study in record.studies())
+        lag = sum(sum(mirror.lag(record, study.id).values()) for study in record.studies() if not study.is_archived)
     if lag or not Path(make_url(settings.optuna_url).database or "").exists():
         try:
             mirror.sync(settings)

@@ -10,6 +10,7 @@ from orchestrator import catalogue, compare
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.models import accepted_attempt, check_hash
 from orchestrator.objectives import of_spec
+from orchestrator.recorded import check_trained_here
 from orchestrator.store import Record
 from recipes.checkpoint import BEST
 
@@ -111,6 +112,7 @@ def load_trained(settings: Settings, study: str, number: int | None = None) -> T
 
     with closing(Record.open(settings.record_url)) as record:
         row = record.study(study)
+        check_trained_here(row)
         trial = _trial(record, row, number)
         attempt = accepted_attempt(record, trial)
         path = settings.attempt_folder(row.name, trial.number, attempt.number) / BEST

@@ -73,6 +73,12 @@ def end(record: Record, lease: Lease, entry: Promotion) -> None:
     _append(record, lease, copied(entry, kind=entry.kind))
 
 
+def has_versions_of(record: Record, study: str) -> bool:
+    """Whether a version was ever made of a trial of a study."""
+    with record.read() as session:
+        return session.scalar(select(Promotion.id).where(Promotion.study == study).limit(1)) is not None
+
+
 def unfinished(record: Record, model: str) -> Promotion | None:
     """The move of a model that was begun last and not ended, or None."""
     last = next(reversed(_entries(record, model)), None)

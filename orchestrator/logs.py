@@ -6,6 +6,7 @@ import itertools
 import time
 from typing import TYPE_CHECKING
 
+from orchestrator import names
 from orchestrator.errors import UsageError
 from orchestrator.executors import BEGINS, begins
 from orchestrator.tables import State
@@ -30,7 +31,12 @@ def lines(record: Record, settings: Settings, study: Study, number: int, *, foll
     trial = _trial(record, study, number)
     if not record.attempts(trial.id) and not follow:
         raise UsageError(f"trial {number} of {study.name} has not begun")
-    for index in itertools.count():
+    origin, num_earlier = names.origin(record, study, number), 0
+    if origin is not None:  # what workers wrote about it before it was taken over is in the logs of that study
+        former, former_number = origin
+        num_earlier = len(record.attempts(_trial(record, former, former_number).id))
+        yield from lines(record, settings, former, former_number)
+    for index in itertools.count(num_earlier):
         while len(record.attempts(trial.id)) <= index:
             if not follow or _trial(record, study, number).state.finished:
                 return

@@ -25,6 +25,7 @@ from sqlalchemy.exc import DBAPIError
 from orchestrator.errors import FencedError, HeldError, UnavailableError
 from orchestrator.leases import Holding
 from orchestrator.mirrors import TARGETS, Place, Progress, Snapshot, load
+from orchestrator.names import check_listed
 from orchestrator.processes import Channel, serve_parent
 from orchestrator.settings import Settings
 from orchestrator.store import Record
@@ -128,6 +129,7 @@ def sync(settings: Settings, study: str | None = None) -> dict[str, int]:
 
     Raises:
         UnknownNameError: there is no such study.
+        UsageError: it is archived.
         HeldError: the mirror of a study runs, and does this already.
         UnavailableError: a target cannot be reached; the others are up to date.
     """
@@ -135,7 +137,9 @@ def sync(settings: Settings, study: str | None = None) -> dict[str, int]:
     applied = dict.fromkeys(TARGETS, 0)
     failures: list[UnavailableError] = []
     try:
-        for row in [record.study(study)] if study else record.studies():
+        rows = [record.study(study)] if study else [row for row in record.studies() if not row.is_archived]
+        for row in rows:
+            check_listed(row)
             try:
                 with Holding(record, _lease_name(row.name)) as lease:
                     place = Place(settings=settings, record=record, lease=lease, study=row)
@@ -175,6 +179,25 @@ def lag(record: Record, study_id: int) -> dict[str, int]:
             or 0
             for name in TARGETS
         }
+
+
+def show(settings: Settings, study: str, *, shown: bool) -> None:
+    """Let MLflow list a study's experiment or not.
+
+    Raises:
+        UnknownNameError: there is no such study.
+        HeldError: its mirror runs.
+        UnavailableError: MLflow cannot be reached.
+    """
+    from orchestrator.mirrors.mlflow_runs import MlflowRuns
+
+    record = Record.open(settings.record_url)
+    try:
+        row = record.study(study)
+        with Holding(record, _lease_name(study)) as lease:
+            MlflowRuns(Place(settings=settings, record=record, lease=lease, study=row)).show(shown=shown)
+    finally:
+        record.close()
 
 
 def remove(settings: Settings, study: str) -> None:

@@ -20,10 +20,11 @@ if TYPE_CHECKING:
 Value = bool | int | float | str | list[bool] | list[int] | list[float] | list[str]
 
 
-def sweep(recipe: str, **keys: Value) -> StudyResults:
+def sweep(recipe: str, *, new_version: bool = False, **keys: Value) -> StudyResults:
     """Train, prune and compare many configurations, as `orch sweep` does; the same call again goes on.
 
     Keys are those of the command line, ranges among them: `lr="tag(log,interval(1e-4,1e-1))"`; a list is a choice.
+    With `new_version`, a study that is searched otherwise than before keeps the trials that still fit.
 
     Raises:
         OrchError: whatever the command would say in one line (`orchestrator.errors`).
@@ -31,7 +32,7 @@ def sweep(recipe: str, **keys: Value) -> StudyResults:
     from orchestrator.study import load
 
     with _workers() as server:
-        return _run(load(_typed(recipe=recipe, **keys)), server)
+        return _run(load(_typed(recipe=recipe, **keys)), server, new_version=new_version)
 
 
 def train(recipe: str, **keys: Value) -> StudyResults:
@@ -52,12 +53,13 @@ def resume(study: str, **keys: Value) -> StudyResults:
     Raises:
         OrchError: whatever the command would say in one line.
     """
+    from orchestrator.names import named
     from orchestrator.recorded import from_record
     from orchestrator.study import change_budget, check_unchanged
 
     with _workers() as server:
         with _record() as record:
-            recorded = from_record(record.study(study))
+            recorded = from_record(named(record, study))
         check_unchanged(recorded)
         return _run(change_budget(recorded, _typed(**keys)), server, resume=True)
 
@@ -68,8 +70,10 @@ def open_study(name: str = "") -> StudyResults:
     Raises:
         OrchError: there is none.
     """
+    from orchestrator.names import named
+
     with _record() as record:
-        row = record.study(name) if name else record.newest_study()
+        row = named(record, name) if name else record.newest_study()
     return StudyResults(row.name)
 
 
@@ -156,13 +160,14 @@ def _workers() -> Iterator[Any]:
         yield server
 
 
-def _run(study: Study, server: Any, *, resume: bool = False) -> StudyResults:
+def _run(study: Study, server: Any, *, resume: bool = False, new_version: bool = False) -> StudyResults:
     from orchestrator import coordinator, live
     from orchestrator.settings import Settings
 
     with live.monitor() as monitor:
-        coordinator.run(study, Settings.from_environment(), monitor, server, resume=resume)
-    return StudyResults(study.name)
+        settings = Settings.from_environment()
+        outcome = coordinator.run(study, settings, monitor, server, resume=resume, new_version=new_version)
+    return StudyResults(outcome.study.name)
 
 
 @contextlib.contextmanager

@@ -12,7 +12,7 @@ from collections import Counter
 from dataclasses import asdict, dataclass, replace
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import packing, probe, pruning, recorded
+from orchestrator import packing, probe, pruning, recorded, versions
 from orchestrator.errors import NothingRecordedError, UsageError
 from orchestrator.executors import Slot
 from orchestrator.executors.local import num_cores, plan_slots, visible_gpus
@@ -116,14 +116,14 @@ class _Begun:
         ]
 
 
-def make(study: Study, settings: Settings, server: ForkServer | None = None) -> Plan:
+def make(study: Study, settings: Settings, server: ForkServer | None = None, *, new_version: bool = False) -> Plan:
     """Plan a study, or what is left of it, and try some of its configurations for seconds.
 
     Raises:
         UsageError: the study exists with another identity.
         UnavailableError: the record cannot be read.
     """
-    begun = _begun(study, settings)
+    begun = _begun(study, settings, new_version=new_version)
     num_left = study.budget.trials - begun.num_ended + begun.num_unconfirmed
     slots = layout(packing.settled(study, num_left, server, begun.notes.append), num_left)
     asked = _suggestions(begun)
@@ -132,7 +132,7 @@ def make(study: Study, settings: Settings, server: ForkServer | None = None) -> 
     figures = [*measured.figures(slots), *_times(begun, drawn, measured, len(slots))]
     figures += _disk(begun, measured, len(slots), settings.home)
     return Plan(
-        study=study.name,
+        study=begun.study.name,
         trials=study.budget.trials,
         num_ended=begun.num_ended,
         workers=len(slots),
@@ -153,26 +153,41 @@ def make(study: Study, settings: Settings, server: ForkServer | None = None) -> 
 # -- what the study is
 
 
-def _begun(study: Study, settings: Settings) -> _Begun:
+def _begun(study: Study, settings: Settings, *, new_version: bool) -> _Begun:
     """The study with what is on record of it; nothing is created."""
     notes: list[str] = []
     try:
         record = Record.open(settings.record_url)
     except NothingRecordedError:
-        if study.warm_start:
+        if study.warm_start or new_version:
             raise
         return _Begun(study=study, trials=[], epochs={}, notes=notes)
     try:
+        study = versions.meant(record, study)
         row = record.find_study(study.name)
+        if new_version and (row is None or row.identity != study.identity):
+            return _new_version(record, study)
         recorded.check_identity(row, study)
         if row is None:
             study = recorded.with_known(record, study, notes.append) if study.warm_start else study
             return _Begun(study=study, trials=[], epochs={}, notes=notes)
-        former = recorded.from_record(row)
-        study = study.model_copy(update={"queue": former.queue, "known": former.known})
+        study = recorded.as_begun(study, recorded.from_record(row))
         return _Begun(study=study, trials=record.trials(row.id), epochs=record.epochs(row.id), notes=notes)
     finally:
         record.close()
+
+
+def _new_version(record: Record, study: Study) -> _Begun:
+    """The study as the next version of what is on record of it."""
+    following = versions.prepare(record, study)
+    recorded_epochs = record.epochs(following.former.id)
+    pairs = zip(following.taken, following.trials, strict=True)
+    return _Begun(
+        study=following.study,
+        trials=following.trials,
+        epochs={new.number: recorded_epochs.get(old.number, []) for old, new in pairs},
+        notes=following.notes,
+    )
 
 
 def layout(study: Study, num_left: int) -> list[Slot]:

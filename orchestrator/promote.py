@@ -14,13 +14,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import recipes
-from orchestrator import compare, ledger, worker
+from orchestrator import compare, ledger, names, worker
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UsageError
 from orchestrator.executors import Exported, ExportSpec
 from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
 from orchestrator.leases import Holding, study_lease
 from orchestrator.models import accepted_attempt, check_hash, file_of
 from orchestrator.objectives import of_spec
+from orchestrator.recorded import check_trained_here
 from orchestrator.registry import Registry
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion
@@ -82,7 +83,8 @@ def promote(settings: Settings, study: str | None = None) -> Promoted:
     """
     with closing(Record.open(settings.record_url)) as record:
         row = _choose(record, study)
-        with _moving(record, row.name) as lease:
+        check_trained_here(row)
+        with _moving(record, names.family(row)) as lease:
             return _Promotion(settings, record, lease, row).run()
 
 
@@ -129,8 +131,8 @@ def _moving(record: Record, model: str) -> Iterator[Lease]:
 
 def _choose(record: Record, name: str | None) -> Study:
     if name is not None:
-        return record.study(name)
-    studies = record.studies()
+        return names.named(record, name)
+    studies = [study for study in record.studies() if names.is_newest(record, study) and not study.is_archived]
     if len(studies) == 1:
         return studies[0]
     known = ", ".join(study.name for study in studies)
@@ -185,6 +187,7 @@ class _Promotion:
 
     def __init__(self, settings: Settings, record: Record, lease: Lease, study: Study) -> None:
         self._settings, self._record, self._lease, self._study = settings, record, lease, study
+        self._model = names.family(study)  # versions of a study are measured against the same champion
         self._trial = self._best_trial()
         self._attempt = accepted_attempt(record, self._trial)
         self._folder = settings.attempt_folder(study.name, self._trial.number, self._attempt.number)
@@ -192,9 +195,8 @@ class _Promotion:
 
     def run(self) -> Promoted:
         """Go through the gates and move the alias."""
-        model = self._study.name
-        _finish_killed_move(self._record, self._lease, self._registry, model)
-        aliases = self._registry.aliases(model)
+        _finish_killed_move(self._record, self._lease, self._registry, self._model)
+        aliases = self._registry.aliases(self._model)
         champion = self._champion(aliases.get(CHAMPION))
         export = self._record.exports(self._study.id).get(self._trial.number)
         if champion and export and champion.sha256 == export.sha256:
@@ -271,10 +273,10 @@ class _Promotion:
 
     def _champion(self, version: str | None) -> Promotion | None:
         """The ledger's entry on the present champion, if there is one."""
-        entry = ledger.find(self._record, self._study.name, version) if version else None
+        entry = ledger.find(self._record, self._model, version) if version else None
         if version and entry is None:
             raise RefusedError(
-                f"@{CHAMPION} of {self._study.name!r} is version {version}, which `orch promote` did not make; "
+                f"@{CHAMPION} of {self._model!r} is version {version}, which `orch promote` did not make; "
                 "delete or move the alias in MLflow first"
             )
         return entry
@@ -352,10 +354,10 @@ class _Promotion:
         champion: Promotion | None,
     ) -> Promotion:
         """Make the file a version, to which no alias points yet; the ledger's entry for when one does."""
-        model, run_id = self._study.name, self._run_id()
+        model, run_id = self._model, self._run_id()
         file = self._settings.home / export.file
         tags = {
-            "orch.study": model,
+            "orch.study": self._study.name,
             "orch.trial": self._trial.number,
             f"orch.{_metric(self._trial.config)}": test_score,
         }

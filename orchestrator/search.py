@@ -88,7 +88,7 @@ class Search:
             feasible(study).complaint,
             objective=study.objective,
             objectives=study.objectives,
-            queue=study.queue,
+            queue=({},) * study.num_kept + study.queue,  # it begins after what is kept
             known=study.known,
         )
 

@@ -57,12 +57,12 @@ def results_of(
         told = {name for epoch in own for name in epoch.metrics}
         fits = objective_of(trial.config) == objective and told >= {each.name for each in named}
         if trial.state.finished and trial.confirms is None and fits:
-            params = _inside(space, trial.config)
+            params = inside(space, trial.config)
             found.append(result(trial, own, params, named) if params is not None else None)
     return tuple(each for each in found if each is not None)
 
 
-def _inside(space: Space, config: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
+def inside(space: Space, config: Mapping[str, Scalar]) -> dict[str, Scalar] | None:
     """What `space` searches of a configuration; None where some of it lies outside."""
     params: dict[str, Scalar] = {}
     for name in in_order(space):

@@ -214,12 +214,12 @@ class Record:
         return found
 
     def newest_study(self) -> Study:
-        """The study that was created last.
+        """The study that was created last, but for those that are archived.
 
         Raises:
             UsageError: there is none.
         """
-        studies = self.studies()
+        studies = [study for study in self.studies() if not study.is_archived]
         if not studies:
             raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
         return studies[-1]

@@ -34,6 +34,14 @@ MAX_FILE_NAME_BYTES = 255  # a study is a folder
 UNIDENTIFYING_FIELDS = PLACEMENT_FIELDS | {"data"}
 
 
+class Version(Part):
+    """What a study is a later version of; see `orchestrator.versions`."""
+
+    of: str  # name of the first version
+    former: str  # name of the version before
+    kept: tuple[int, ...]  # numbers of that one's trials that are trials 0, 1, … of this one
+
+
 class Study(Part):
     """A search, whole: where its name, its recipe, its space and its budget are settled."""
 
@@ -53,6 +61,12 @@ class Study(Part):
     queue: tuple[dict[str, Scalar], ...] = ()  # configurations that are tried first; the sampler draws what they lack
     warm_start: str = ""  # the study that the sampler knows from the start
     known: tuple[Result, ...] = ()  # what it knows of it, kept as it was then
+    version: Version | None = None  # None of a first version
+
+    @property
+    def num_kept(self) -> int:
+        """How many trials it began with."""
+        return len(self.version.kept) if self.version else 0
 
     @property
     def sampler(self) -> str:
@@ -67,20 +81,23 @@ class Study(Part):
     @property
     def identity(self) -> dict[str, Any]:
         """What may not change under one name."""
-        # What order a stream is read in depends on who reads it.
-        left_out = UNIDENTIFYING_FIELDS - ({"loader_workers"} if self.data.startswith(SHARDS) else set())
-        kept = {name: value for name, value in self.fixed.items() if name not in left_out}
         return {
             "recipe": Path(self.recipe).stem,  # where its file lies does not matter, what it says does
             "code": self.code_hash,
             "objective": self.objective,
             "data": self.data_fingerprint,
             "split": self.split_fingerprint,
-            "fixed": kept,
+            "fixed": self.identifying(self.fixed),
             "space": {name: plain(searched) for name, searched in self.space.items()},
             **({"constraints": list(self.constraints)} if self.constraints else {}),
             **({"objectives": objectives.describe(self.objectives)} if self.objectives else {}),
         }
+
+    def identifying(self, values: Mapping[str, Scalar]) -> dict[str, Scalar]:
+        """The fields that make a difference to what comes out of a training."""
+        # What order a stream is read in depends on who reads it.
+        left_out = UNIDENTIFYING_FIELDS - ({"loader_workers"} if self.data.startswith(SHARDS) else set())
+        return {name: value for name, value in values.items() if name not in left_out}
 
     def config(self, params: Mapping[str, Scalar]) -> dict[str, Scalar]:
         """The flat configuration of a trial."""

@@ -12,6 +12,7 @@ from sqlalchemy import JSON, BigInteger, Enum, ForeignKey, Index, Integer, Strin
 from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 MAX_NAME_LENGTH = 200
+ARCHIVED = "archived_at"  # key of the spec of a study that is put away
 PARENT = -1  # stands for the study itself where a trial's number is asked for
 
 # SQLite counts up by itself only in a column of its own INTEGER type.
@@ -89,6 +90,11 @@ class Study(Base):
     spec: Mapped[dict[str, Any]]  # `study.Study` as JSON
     identity: Mapped[dict[str, Any]]  # what may not change; see `study.Study.identity`
     created_at: Mapped[float]
+
+    @property
+    def is_archived(self) -> bool:
+        """Whether it is put away; it is there all the same for who names it."""
+        return ARCHIVED in self.spec
 
 
 class Trial(Base):

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import shlex
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from orchestrator import compare
+from orchestrator import compare, names
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.leases import holder_of, study_lease
 from orchestrator.objectives import of_spec
@@ -85,6 +86,7 @@ def status(record: Record, study: Study) -> dict[str, Any]:
     trials, epochs, run_ids = record.trials(study.id), record.epochs(study.id), record.run_ids(study.id)
     return {
         **compare.status(study, trials, epochs, run_ids),
+        "study": names.title(record, study),
         "process": holder and {"host": holder["host"], "pid": holder["pid"], "paused": holder.get("paused", False)},
     }
 
@@ -97,7 +99,7 @@ def find_trial(record: Record, reference: str) -> tuple[Study, int]:
     """
     name, _, number = reference.rpartition("/")
     if number.isdecimal():
-        study = record.study(name) if name else record.newest_study()
+        study = names.named(record, name) if name else record.newest_study()
         numbers = [str(trial.number) for trial in record.trials(study.id)]
         if str(int(number)) not in numbers:
             raise UnknownNameError(f"trial of {study.name}", number, numbers)
@@ -117,9 +119,8 @@ def find_study_or_trial(record: Record, reference: str) -> tuple[Study, int | No
     """
     if not reference:
         return record.newest_study(), None
-    found = record.find_study(reference)
-    if found is not None:
-        return found, None
+    with contextlib.suppress(UnknownNameError):
+        return names.named(record, reference), None
     try:
         return find_trial(record, reference)
     except UnknownNameError:
@@ -135,9 +136,11 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
     attempts, epochs = record.attempts(trial.id), record.epochs(study.id).get(number, [])
     export = record.exports(study.id, failed=True).get(number)
     told = {name: value for epoch in epochs for name, value in epoch.metrics.items()}  # the latest of each
+    origin = names.origin(record, study, number)
     return {
         "study": study.name,
         "trial": number,
+        "kept_from": f"{names.title(record, origin[0])}/{origin[1]}" if origin else None,
         "state": trial.state.value,
         "reason": trial.reason.value if trial.reason else None,
         "message": trial.message,

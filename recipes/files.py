@@ -30,6 +30,21 @@ def write_whole(path: Path, data: bytes) -> None:
     _sync(path.parent)
 
 
+def link_whole(source: Path, target: Path) -> None:
+    """Make `target` another name of a file, or a copy where the disk knows no links; whole or not at all.
+
+    Raises:
+        OSError: it can't be made.
+    """
+    if target.exists():
+        return
+    target.parent.mkdir(parents=True, exist_ok=True)
+    try:
+        target.hardlink_to(source)
+    except OSError:
+        write_whole(target, source.read_bytes())
+
+
 def _sync(folder: Path) -> None:
     """Make a rename in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -33,12 +33,15 @@ def status(study: AnyStudy = "", as_json: AsJson = False) -> None:
 
 
 @app.command()
-def ls(as_json: AsJson = False) -> None:
-    """List all studies."""
+def ls(
+    archived: Annotated[bool, typer.Option("--archived", help="Those that are put away.")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """List all studies but those that are archived."""
     from orchestrator import render, views
 
     with open_record() as record:
-        rows = [views.status(record, row) for row in record.studies()]
+        rows = [views.status(record, row) for row in record.studies() if row.is_archived == archived]
     if as_json:
         return print_json(rows)
     lines = [
@@ -108,17 +111,31 @@ def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
 
 
 @app.command(no_args_is_help=True)
+def archive(
+    study: StudyName,
+    restore: Annotated[bool, typer.Option("--restore", help="Bring it back.")] = False,
+) -> None:
+    """Put a study away: `orch ls` and MLflow's UI no longer list it. Nothing of it is lost."""
+    from orchestrator.recorded import archive as archive_study
+
+    name = archive_study(the_settings(), study, restore=restore)
+    print(printable(f"{name} is back" if restore else f"{name} is archived; `orch archive {name} --restore` undoes it"))
+
+
+@app.command(no_args_is_help=True)
 def delete(
     study: StudyName,
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
     as_json: AsJson = False,
 ) -> None:
     """Delete a study: its record, its files and its mirrored runs. Promoted versions stay."""
+    from orchestrator.names import title
     from orchestrator.recorded import delete as delete_study
 
     settings = the_settings()
     with open_record() as record:
-        num_trials = len(record.trials(record.study(study).id))
+        row = one_study(record, study)
+        study, num_trials = title(record, row), len(record.trials(row.id))
     with contextlib.suppress(typer.Abort):  # nobody is there to answer
         yes = yes or typer.confirm(f"Delete {study} with {num_trials} trials?", err=True)
     if not yes:
@@ -129,13 +146,39 @@ def delete(
     return print(f"{study} is deleted")
 
 
+@app.command("import", no_args_is_help=True)
+def import_(
+    study: Annotated[str, typer.Argument(metavar="STUDY", help="Its name in the storage.", show_default=False)],
+    storage: Annotated[str, typer.Option(metavar="FILE|URL", help="Optuna's storage.", show_default=False)],
+    name: Annotated[str, typer.Option(help="Another name for it here.", show_default=False)] = "",
+    rename: Annotated[
+        list[str] | None,
+        typer.Option(metavar="PARAMETER=FIELD", help="A field that has another name here.", show_default=False),
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Take in a study of Optuna's: orch import old --storage sqlite:///old.db --rename learning_rate=lr
+
+    It can be compared with others, and a sweep learns from it: warm_start=STUDY.
+    """
+    from orchestrator.importing import import_study
+
+    found = import_study(the_settings(), storage, study, target=name, renamed=rename or [])
+    if as_json:
+        return print_json({"study": found.study, "trials": found.num_trials, "fields": found.fields, **found.states})
+    states = ", ".join(f"{count} {state}" for state, count in found.states.items())
+    print(printable(f"study {found.study} has {found.num_trials} trial(s): {states}"))
+    print(printable(f"fields    {', '.join(found.fields)}"))
+    return print(printable(f"next      orch compare {found.study}  ·  orch sweep recipe=… warm_start={found.study}"))
+
+
 @app.command()
 def sync(study: AnyStudy = "") -> None:
     """Bring MLflow, the Optuna storage and TensorBoard up to the record."""
     from orchestrator.mirror import sync as sync_mirrors
 
     with open_record() as record:
-        name = record.study(study).name if study else None
+        name = one_study(record, study).name if study else None
     for target, applied in sync_mirrors(the_settings(), name).items():
         print(f"{target}: {applied} change(s) applied")
 

@@ -8,7 +8,17 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from orchestrator.cli.shared import AsJson, Keys, MoreKeys, StudyName, app, open_record, print_json, the_settings
+from orchestrator.cli.shared import (
+    AsJson,
+    Keys,
+    MoreKeys,
+    StudyName,
+    app,
+    one_study,
+    open_record,
+    print_json,
+    the_settings,
+)
 from orchestrator.errors import EXIT_TRIALS_FAILED, UsageError, printable
 
 if TYPE_CHECKING:
@@ -18,10 +28,19 @@ if TYPE_CHECKING:
 
 NUM_SHOWN = 10
 
+NewVersion = Annotated[
+    bool,
+    typer.Option(
+        "--new-version", help="If the study is searched otherwise than before, keep the trials that still fit."
+    ),
+]
+
 
 @app.command(no_args_is_help=True)
 def sweep(
-    keys: Keys, plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost, and ask.")] = False
+    keys: Keys,
+    plan: Annotated[bool, typer.Option("--plan", help="Show what it would cost, and ask.")] = False,
+    new_version: NewVersion = False,
 ) -> None:
     """Train, prune and compare many configurations: orch sweep recipe=cnn trials=50
 
@@ -41,12 +60,12 @@ def sweep(
 
         study = studies.load(_with_weights(keys))
         if plan:
-            _ask(study, server)
-        _run(study, server)
+            _ask(study, server, new_version=new_version)
+        _run(study, server, new_version=new_version)
 
 
 @app.command("plan", no_args_is_help=True)
-def plan_(keys: Keys, as_json: AsJson = False) -> None:
+def plan_(keys: Keys, new_version: NewVersion = False, as_json: AsJson = False) -> None:
     """Show what a sweep would do, and how long and how large it would be: orch plan recipe=cnn trials=50
 
     Takes the keys of `orch sweep`. Some configurations are tried for twenty seconds in all; nothing is recorded.
@@ -55,7 +74,7 @@ def plan_(keys: Keys, as_json: AsJson = False) -> None:
         from orchestrator import plan
         from orchestrator import study as studies
 
-        planned = plan.make(studies.load(_with_weights(keys)), the_settings(), server)
+        planned = plan.make(studies.load(_with_weights(keys)), the_settings(), server, new_version=new_version)
     return print_json(planned.to_json()) if as_json else _show(planned)
 
 
@@ -82,7 +101,7 @@ def resume(
         with open_record() as record:
             if (told := control.go_on(record, study, keys or [])) is not None:
                 return print(printable(told))
-            recorded = from_record(record.study(study))
+            recorded = from_record(one_study(record, study))
         studies.check_unchanged(recorded)
         return _run(studies.change_budget(recorded, keys or []), server, resume=True)
 
@@ -120,7 +139,7 @@ def _show(planned: Plan) -> None:
         print(printable(note))
 
 
-def _ask(study: Study, server: ForkServer | None) -> None:
+def _ask(study: Study, server: ForkServer | None, *, new_version: bool) -> None:
     """Show the plan of a study and go on only if somebody says so.
 
     Raises:
@@ -128,26 +147,26 @@ def _ask(study: Study, server: ForkServer | None) -> None:
     """
     from orchestrator import plan
 
-    _show(plan.make(study, the_settings(), server))
+    _show(plan.make(study, the_settings(), server, new_version=new_version))
     with contextlib.suppress(typer.Abort):  # nobody is there to answer
         if typer.confirm(f"Start {study.name}?", err=True):
             return
     raise UsageError(f"{study.name} was not started")
 
 
-def _run(study: Study, server: ForkServer | None, *, resume: bool = False) -> None:
+def _run(study: Study, server: ForkServer | None, *, resume: bool = False, new_version: bool = False) -> None:
     from orchestrator import coordinator, live, render, views
 
     settings = the_settings()
     with live.monitor() as monitor:
-        outcome = coordinator.run(study, settings, monitor, server, resume=resume)
+        outcome = coordinator.run(study, settings, monitor, server, resume=resume, new_version=new_version)
     with open_record() as record:
         summary = views.summarise(record, settings, outcome.study)
     if outcome.was_complete and outcome.limit:
-        print(printable(f"study {study.name} has ended: {outcome.limit}"))
+        print(printable(f"study {outcome.study.name} has ended: {outcome.limit}"))
     elif outcome.was_complete:
         more = "its space has no other configurations" if outcome.used_up else "a larger trials= extends it"
-        print(f"study {study.name} is complete: {len(summary.rows)} trials; {more}")
+        print(f"study {outcome.study.name} is complete: {len(summary.rows)} trials; {more}")
     render.show_leaderboard(summary.rows, limit=NUM_SHOWN)
     for line in summary.lines(outcome):
         print(line)

@@ -50,8 +50,10 @@ def open_record() -> Iterator[Record]:
 
 
 def one_study(record: Record, name: str) -> tables.Study:
-    """The study of that name; without a name, the only one or else the newest."""
-    return record.study(name) if name else record.newest_study()
+    """The study that a name means; without a name, the only one or else the newest."""
+    from orchestrator.names import named
+
+    return named(record, name) if name else record.newest_study()
 
 
 def print_json(value: Any) -> None:

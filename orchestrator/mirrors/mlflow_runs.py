@@ -187,6 +187,18 @@ class MlflowRuns:
             for run in self._search(ViewType.ACTIVE_ONLY):
                 self._client.delete_run(run.info.run_id)
 
+    def show(self, *, shown: bool) -> None:
+        """Restore the study's experiment and its runs, or delete it as MLflow calls what its lists leave out."""
+        with self._translated():
+            self._client = self._connect()
+            found = self._client.get_experiment_by_name(self._study.name)
+            if found is None or (found.lifecycle_stage == LifecycleStage.ACTIVE) == shown:
+                return
+            if shown:
+                self._client.restore_experiment(found.experiment_id)
+            else:
+                self._client.delete_experiment(found.experiment_id)
+
     # -- what there is
 
     def _connect(self) -> MlflowClient:

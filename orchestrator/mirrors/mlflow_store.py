@@ -10,8 +10,10 @@ from urllib.parse import urlsplit
 from urllib.request import url2pathname
 
 from sqlalchemy import event, make_url
-from sqlalchemy.exc import ArgumentError
+from sqlalchemy.exc import ArgumentError, DBAPIError
 
+from orchestrator.engines import cause, make_engine
+from orchestrator.errors import UnavailableError
 from orchestrator.mirrors import opening, prepare_sqlite
 
 if TYPE_CHECKING:
@@ -32,13 +34,27 @@ def opening_store(settings: Settings) -> Iterator[None]:
     """While a client is made no other process here makes one; a local database has its tables by then.
 
     Raises:
-        UnavailableError: the database's file cannot be used.
+        UnavailableError: the database's file cannot be used, or its server cannot be reached.
         SQLAlchemyError: its tables cannot be made.
     """
+    _check_reachable(settings.tracking_uri)
     with opening(settings):
         if not is_server(settings.tracking_uri):
             prepare_sqlite(settings.tracking_uri, _create_tables)
         yield
+
+
+def _check_reachable(uri: str) -> None:
+    """See that the server of a database answers: MLflow would try for 100 seconds, and keep others waiting for it."""
+    if not uri.startswith("postgresql"):
+        return
+    engine = make_engine(make_url(uri))
+    try:
+        engine.connect().close()
+    except DBAPIError as error:
+        raise UnavailableError(f"MLflow at {address(uri)} is not usable now: {cause(error)}") from error
+    finally:
+        engine.dispose()
 
 
 def wait_for_no_disk(client: MlflowClient) -> None:

@@ -33,6 +33,7 @@ def study_tags(study: Study, key: str) -> dict[str, str]:
         **spec.get("budget", {}),
         **{f"{name}_version": text for name, text in spec.get("provenance", {}).get("versions", {}).items()},
         "code_hash": spec.get("code_hash"),
+        "version_of": (spec.get("version") or {}).get("of"),
     }
     return _prefixed(found)
 
@@ -49,6 +50,7 @@ def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
         "torch_version": versions.get("torch"),
         "trial": trial.number,
         "confirms": trial.confirms,
+        "kept_from": _origin(study, trial.number),
         "state": trial.state.value,
         "attempts": len(snapshot.attempts),
         "worker": snapshot.attempts[-1].worker if snapshot.attempts else None,
@@ -56,6 +58,12 @@ def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
         "message": trial.message,
     }
     return _prefixed(found)
+
+
+def _origin(study: Study, number: int) -> str | None:
+    """The trial of the version before that was taken over as this one."""
+    version = study.spec.get("version") or {"kept": []}
+    return f"{version['former']}/{version['kept'][number]}" if number < len(version["kept"]) else None
 
 
 def _common_tags(study: Study, key: str) -> dict[str, Any]:

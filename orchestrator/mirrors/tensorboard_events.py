@@ -27,7 +27,7 @@ from orchestrator.mirrors import study_key
 from orchestrator.tables import State
 from recipes import event_files
 from recipes.config import objective_of
-from recipes.files import sha256_of, write_whole
+from recipes.files import link_whole, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -143,7 +143,7 @@ class TensorBoardEvents:
             if not name.startswith(own):
                 continue
             if (folder / name).is_file() and sha256_of(folder / name) == sha256:
-                _link(folder / name, self._of(number) / PICTURES / name.removeprefix(own))
+                link_whole(folder / name, self._of(number) / PICTURES / name.removeprefix(own))
             else:
                 logger.warning("%s is missing or damaged; TensorBoard does not get it", folder / name)
 
@@ -166,17 +166,6 @@ class TensorBoardEvents:
         file.epochs.update(epoch.number for epoch in missing)
         if file.ended:
             file.close()
-
-
-def _link(source: Path, target: Path) -> None:
-    """Make `target` another name of a file, or a copy where the disk knows no links; whole or not at all."""
-    if target.exists():
-        return
-    target.parent.mkdir(parents=True, exist_ok=True)
-    try:
-        target.hardlink_to(source)
-    except OSError:
-        write_whole(target, source.read_bytes())
 
 
 def _scalars(epoch: Epoch) -> Any:

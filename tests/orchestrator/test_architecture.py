@@ -19,7 +19,7 @@ LAYERS = [
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
-    {"coordinator", "control", "recorded", "mirror", "promote", "evaluate", "check"},
+    {"coordinator", "control", "recorded", "versions", "importing", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing", "company"},
@@ -28,6 +28,7 @@ LAYERS = [
     {"monitor"},
     {"carrier"},
     {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
+    {"names"},
     {"mirrors", "mirrors.mlflow_store"},
     {
         "executors",
@@ -55,7 +56,7 @@ ALLOWED_UPWARDS = {
 }
 THIRD_PARTY = {
     "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
-    "optuna": {"search", "samplers", "recent", "mirrors.optuna_storage"},
+    "optuna": {"search", "samplers", "recent", "importing", "mirrors.optuna_storage"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
     "onnxruntime": {"inference"},

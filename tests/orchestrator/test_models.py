@@ -1,17 +1,12 @@
 from __future__ import annotations
 
 import contextlib
-import os
 import re
 import shutil
-import signal
-import subprocess
-import sys
 import time
 from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
-from urllib.request import urlopen
 
 import pytest
 from mlflow import MlflowClient
@@ -26,7 +21,7 @@ from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from recipes.config import DatasetConfig
 from recipes.data import load
-from tests.support.orch import wait_until
+from tests.support.mlflow_server import tracking_server
 from tests.support.ports import free_ports
 from tests.support.sweeps import settings_of
 from tests.support.trained import STRONG, add_study, delete_study
@@ -194,29 +189,6 @@ def test_weights_of_a_trial_that_was_deleted_are_not_those_of_its_successor(home
     with pytest.raises(UsageError, match="no longer there"):
         resolve_weights(settings, CHAMPION)
     assert resolve_model(settings, CHAMPION).is_file()
-
-
-def answers(address: str) -> bool:
-    with contextlib.suppress(OSError), urlopen(address, timeout=5):
-        return True
-    return False
-
-
-@contextlib.contextmanager
-def tracking_server(folder: Path):
-    """A real `mlflow server` with artifacts of its own; its address."""
-    port = free_ports()
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder / 'server.db'}"]
-    command += ["--artifacts-destination", str(folder / "server-artifacts")]
-    with subprocess.Popen(
-        command, start_new_session=True, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
-    ) as server:
-        try:
-            wait_until(lambda: answers(f"http://127.0.0.1:{port}/health"), 180, "the tracking server")
-            yield f"http://127.0.0.1:{port}"
-        finally:
-            os.killpg(server.pid, signal.SIGKILL)
 
 
 @pytest.mark.slow

@@ -63,6 +63,11 @@ class Server:
         finally:
             self._execute(f"DROP SCHEMA {name} CASCADE")
 
+    def create(self, name: str) -> str:
+        """Make a database that stays; its address."""
+        self._execute(f"CREATE DATABASE {name}")
+        return self.url(name)
+
     def _execute(self, statement: str) -> None:
         with psycopg.connect(self.url(), autocommit=True) as connection:
             connection.execute(statement)
