@@ -28,7 +28,7 @@ KEYS = {"objectives": "val_accuracy:max,num_parameters:min"}
 
 
 def ended(number, params, state=State.COMPLETE, reason=None):
-    value = None if state is State.FAILED else 1 - params["y"]
+    value = None if state is State.FAILED else params["x"]
     best = None if state is State.FAILED else 2
     return Trial(number=number, params=params, config=params, state=state, value=value, best_epoch=best, reason=reason)
 
