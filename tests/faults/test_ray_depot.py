@@ -66,11 +66,9 @@ def stored(orch):
 
 
 def test_lost_node_takes_no_epoch_with_it_that_was_told(orch, cluster):
-    with orch.running(*arguments(orch, cluster, export="best")) as sweep:
-        wait_until(lambda: orch.begun().total() >= NUM_TRIALS * NUM_EPOCHS / 2, what="half of the epochs")
-        homes = [seen_from(worker, orch.home) for worker in cluster.actors()]
-        assert len(homes) == 4
-        assert all({path.name for path in home.iterdir()} == {"cache", "logs"} for home in homes), "nodes' own"
+    with orch.running(*arguments(orch, cluster, export="best", pause_seconds=0.8)) as sweep:
+        wait_until(lambda: orch.begun().total() >= NUM_TRIALS * NUM_EPOCHS / 3, what="a third of the epochs")
+        wait_until(lambda: homes_of(cluster, orch.home) == [["cache", "logs"]] * 4, what="work on both nodes")
         kept = [(trial, epoch) for trial, epochs in orch.recorded().items() for epoch in epochs]
         cluster.kill(cluster.nodes.pop())
         out, err = sweep.communicate(timeout=150)
@@ -80,7 +78,7 @@ def test_lost_node_takes_no_epoch_with_it_that_was_told(orch, cluster):
     assert kept
     assert all(begun[place] == 1 for place in kept), "what was on record was trained again"
     attempts = [orch.json("show", f"s/{trial}")["attempts"] for trial in range(NUM_TRIALS)]
-    assert sum(len(of_trial) == 2 for of_trial in attempts) == 2
+    assert sum(len(of_trial) == 2 for of_trial in attempts) == out.count("it waits for another attempt") > 0
 
     assert "ONNX      differs from PyTorch" in out
     trials = [path for path in (orch.home / "trials").rglob("*") if path.is_file()]
@@ -90,8 +88,10 @@ def test_lost_node_takes_no_epoch_with_it_that_was_told(orch, cluster):
     assert stored(orch).count("best.safetensors") == NUM_TRIALS
 
 
-def seen_from(process, folder):
-    return Path(f"/proc/{process.pid}/root{folder}")
+def homes_of(cluster, folder):
+    """What is in the state folder of each worker's node: nothing of the driver's."""
+    seen = [Path(f"/proc/{worker.pid}/root{folder}") for worker in cluster.actors()]
+    return [sorted(path.name for path in home.iterdir()) for home in seen]
 
 
 def test_promoted_trial_goes_on_on_whichever_node(orch, cluster):
