@@ -115,7 +115,7 @@ def _taken_over(record: Record, former: tables.Study, study: Study) -> tuple[lis
     old, new = ({k: v for k, v in each.items() if k not in CHANGEABLE} for each in (former.identity, study.identity))
     if old != new:
         return [], []
-    possible = feasible(study)
+    possible, is_elsewhere = feasible(study), bool(former.spec["budget"].get("checkpoints"))
     taken: list[tables.Trial] = []
     trials: list[tables.Trial] = []
     numbers: dict[int, int] = {}  # old -> new
@@ -123,7 +123,8 @@ def _taken_over(record: Record, former: tables.Study, study: Study) -> tuple[lis
         params = _params(study, possible, trial) if trial.confirms is None else None
         if trial.confirms in numbers:  # a further seed of one that is kept
             params = trials[numbers[trial.confirms]].params
-        if params is None:
+        # Checkpoints at a URL stay with the study that they are of: what would go on from one begins anew.
+        if params is None or (is_elsewhere and not trial.state.finished):
             continue
         number = numbers[trial.number] = len(trials)
         confirms = None if trial.confirms is None else numbers[trial.confirms]

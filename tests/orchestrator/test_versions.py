@@ -177,6 +177,15 @@ def test_new_version_whose_writing_fails_leaves_the_record_as_it_was(record, set
     assert everything(record, "s") == before
 
 
+@pytest.mark.parametrize(("checkpoints", "kept"), [("", (0, 1, 2, 3, 4, 5)), ("s3://bucket", (0, 1, 2, 3, 4))])
+def test_paused_trial_is_kept_if_its_checkpoint_is_here(record, settings, begun, checkpoints, kept):
+    with Holding(record, study_lease("s")) as lease:
+        add_trial(record, settings, lease, begun, {"hidden": 5, "lr": 1e-3}, State.PAUSED)
+        budget = {**begun.spec["budget"], "checkpoints": checkpoints}
+        record.update_study(lease, begun.id, {**begun.spec, "budget": budget})
+    assert versions.begin(record, settings, study_of("hidden=range(4,14)", SPACE[1]), print).version.kept == kept
+
+
 def test_study_that_runs_gets_no_new_version(record, settings, begun, monkeypatch):
     monkeypatch.setattr("orchestrator.leases._is_gone", lambda holder: holder is None)
     with Holding(record, study_lease("s")), pytest.raises(HeldError):
