@@ -248,6 +248,7 @@ def test_json_of_a_record_is_whole_and_alone(recorded):
         "confirming": 0,
         "epochs_trained": 4,
         "best": best,
+        "front": [],
         "process": None,
     }
     assert recorded.json("status", "cnn-digits")["best"] is None
