@@ -8,11 +8,9 @@ from __future__ import annotations
 
 import contextlib
 import math
-import shutil
 import socket
 import time
 from contextlib import ExitStack
-from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from orchestrator import (
@@ -28,6 +26,7 @@ from orchestrator import (
     tables,
     versions,
 )
+from orchestrator.attempt_files import AttemptFiles
 from orchestrator.company import Company
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
@@ -52,7 +51,6 @@ from orchestrator.standing import Standing
 from orchestrator.store import Record
 from orchestrator.study import Study, change_budget
 from orchestrator.tables import Reason, State
-from recipes.checkpoint import remove_generations
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -146,6 +144,7 @@ class _Coordinator:
         self._leaders = Leaders(study, self._row, self._settings, self._record, self._lease, self._monitor)
         folder = self._settings.study_folder(study.name)
         self._depot = depot.of_study(study.budget.checkpoints, study.name, self._row.created_at, folder)
+        self._files = AttemptFiles(self._settings, study.name, self._depot)
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
         self._standing = Standing(self._record, self._row.id, study.objective, study.objectives, pauses=pauses)
@@ -485,15 +484,14 @@ class _Coordinator:
         if is_promoted:  # it is decided that it leaves its rung
             decision_epochs = tuple(epoch for epoch in decision_epochs if epoch > len(recorded))
         self._decision_epochs[trial.number] = decision_epochs
-        earlier = [self._folder(trial.number, number) for number in range(attempt.number - 1, 0, -1)]
         spec = TrialSpec(
             study=self._study.name,
             trial=trial.number,
             attempt=attempt.number,
             recipe=self._study.recipe,
             config=placed(trial.config, slot),
-            folder=self._folder(trial.number, attempt.number),
-            earlier_folders=tuple(earlier),
+            folder=self._files.folder(trial.number, attempt.number),
+            earlier_folders=self._files.earlier_folders(trial.number, attempt.number),
             objectives=tuple(each.name for each in self._study.objectives),
             num_recorded_epochs=len(recorded),
             decision_epochs=decision_epochs,
@@ -503,9 +501,6 @@ class _Coordinator:
         executor.submit(spec, slot)
         self._company.join(trial.number, slot, alone=alone)
         self._monitor.trial_started(trial, slot, len(recorded))
-
-    def _folder(self, trial: int, attempt: int) -> str:
-        return str(self._settings.attempt_folder(self._study.name, trial, attempt))
 
     def _max_epochs(self, trial: tables.Trial) -> int:
         return int(trial.config.get("epochs", self._study.max_epochs))
@@ -581,7 +576,7 @@ class _Coordinator:
             value=best.metrics[self._study.objective],
             best_epoch=best.number,
         )
-        self._drop_checkpoints(event.trial, event.attempt)
+        self._files.drop_checkpoints(event.trial, event.attempt)
         self._told(ended)
 
     def _trial_paused(self, event: TrialPaused) -> None:
@@ -596,7 +591,7 @@ class _Coordinator:
             value=best.metrics[self._study.objective],
             best_epoch=best.number,
         )
-        self._drop_earlier(event.trial, event.attempt)
+        self._files.drop_earlier(event.trial, event.attempt)
         self._told(paused)
         self._keep_within_disk()
 
@@ -609,7 +604,7 @@ class _Coordinator:
 
     def _prune(self, trial: tables.Trial) -> None:
         pruned = self._record.prune_paused(self._lease, trial)
-        self._drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
+        self._files.drop_checkpoints(trial.number, self._record.attempts(trial.id)[-1].number)
         self._told(pruned)
 
     def _keep_within_disk(self) -> None:
@@ -618,8 +613,7 @@ class _Coordinator:
         if not most:
             return
         paused = self._standing.trials.in_state(State.PAUSED)
-        folders = {trial.number: self._settings.trial_folder(self._study.name, trial.number) for trial in paused}
-        sizes = {number: _size_bytes(folder) for number, folder in folders.items()}
+        sizes = {trial.number: self._files.size_bytes(trial.number) for trial in paused}
         for trial in self._standing.rungs.poorest_first(paused):
             if sum(sizes.values()) <= most:
                 return
@@ -628,19 +622,6 @@ class _Coordinator:
             )
             self._prune(trial)
             del sizes[trial.number]
-
-    def _drop_checkpoints(self, trial: int, attempt: int) -> None:
-        """Free what only a resume would have needed, now that the result is recorded."""
-        remove_generations(Path(self._folder(trial, attempt)))
-        if self._depot is not None:
-            self._depot.remove_generations(self._folder(trial, attempt))
-        self._drop_earlier(trial, attempt)
-
-    def _drop_earlier(self, trial: int, attempt: int) -> None:
-        for number in range(1, attempt):
-            shutil.rmtree(self._folder(trial, number), ignore_errors=True)
-            if self._depot is not None:
-                self._depot.remove(self._folder(trial, number))
 
     def _trial_failed(self, event: TrialFailed, *, was_beside: bool = False) -> None:
         trial = self._standing.trials[event.trial]
@@ -690,7 +671,3 @@ class _Coordinator:
 
 def _worker(slot: Slot) -> str:
     return f"{slot.host or socket.gethostname()}/{slot.name}"
-
-
-def _size_bytes(folder: Path) -> int:
-    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())

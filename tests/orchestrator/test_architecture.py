@@ -22,7 +22,7 @@ LAYERS = [
     {"coordinator", "control", "recorded", "versions", "importing", "mirror", "promote", "evaluate", "check"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
-    {"leaders", "limits", "standing", "company"},
+    {"leaders", "limits", "standing", "company", "attempt_files"},
     {"rungs"},
     {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
