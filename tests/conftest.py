@@ -40,6 +40,7 @@ def require(tool: str) -> Path:
     return Path(found)
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Of several processes that run tests, one has a file's; and all on Ray, whose clusters a machine's others find."""
     for item in items:
