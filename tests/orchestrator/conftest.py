@@ -1,29 +1,19 @@
 from __future__ import annotations
 
 import shutil
-import sqlite3
-from contextlib import closing
 
 import pytest
 
-from orchestrator.mirrors.mlflow_store import opening_store
 from orchestrator.settings import HOME_VARIABLE
+from tests.support import databases
 from tests.support.sweeps import Sweep, settings_of
 from tests.support.trained import STRONG, WEAK, add_study
 
 
 @pytest.fixture(scope="session")
 def empty_home(tmp_path_factory):
-    """A state folder whose MLflow database has its tables: making them takes a second."""
-    from mlflow import MlflowClient
-
-    home = tmp_path_factory.mktemp("empty")
-    settings = settings_of(home)
-    with opening_store(settings):
-        MlflowClient(settings.tracking_uri).search_experiments()
-    with closing(sqlite3.connect(home / "mlflow.db")) as connection:
-        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")  # all in the one file that tests copy
-    return home
+    """A state folder whose mirrors' databases have their tables."""
+    return databases.put_into(tmp_path_factory.mktemp("empty"))
 
 
 @pytest.fixture(scope="session")

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any
 import psutil
 
 from orchestrator.store import Record
+from tests.support import databases
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
@@ -69,7 +70,8 @@ class Orch:
             process.communicate()
 
     def counting(self, *keys: str, **fields: Any) -> list[str]:
-        """Arguments of a sweep of the counting recipe, written down in the journal."""
+        """Arguments of a sweep of the counting recipe, written down in the journal; the mirrors have databases."""
+        databases.put_into(self.home)
         chosen = {"hidden": "range(4,16)", "journal": str(self.journal), "pruner": "none", "export": "none"}
         chosen |= {"sampler": "random", **fields}  # the quickest; others take seconds to import and draw
         return ["sweep", f"recipe={COUNTING}", "study=s", *(f"{key}={value}" for key, value in chosen.items()), *keys]
