@@ -84,13 +84,13 @@ def test_mlflow_whose_database_crashes_in_mid_sweep_has_every_run_and_step_once(
         orch, settings = Orch(tmp_path), settings_of(tmp_path / "mlruns", uri)
         orch.environment["MLFLOW_TRACKING_URI"] = uri
         arguments = orch.counting(trials=NUM_TRIALS, epochs=NUM_EPOCHS, pause_seconds=1.0, export="best")
-        with orch.running(*arguments) as sweep:
+        with orch.running(*arguments, "hold_trial=6", "hold_epoch=2") as sweep:
             for count in (2, 12):
                 wait_until(lambda count=count: num_steps(orch, settings) >= count, what="steps in MLflow")
-                assert sweep.poll() is None
                 server.stop("immediate")
                 time.sleep(2.0)
                 server.start()
+            orch.let_go()
             out, err = sweep.communicate(timeout=200)
             assert sweep.returncode == 0, f"{out}\n{err}"
         assert set(orch.begun().values()) == {1}

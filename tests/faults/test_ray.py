@@ -56,11 +56,12 @@ def workers(orch):
 
 
 def test_lost_node_costs_no_finished_epoch_and_its_trials_end_on_the_other(orch, cluster):
-    with orch.running(*arguments(orch, cluster)) as sweep:
-        wait_until(lambda: orch.begun().total() >= NUM_TRIALS * NUM_EPOCHS / 2, what="half of the epochs")
+    with orch.running(*arguments(orch, cluster, hold_epoch=NUM_EPOCHS)) as sweep:
+        wait_until(lambda: orch.begun().total() == NUM_TRIALS * NUM_EPOCHS / 2, what="half of the epochs")
         kept = on_record(orch)
         num_lost = len(ray_cluster.actors(cluster.nodes[1]))
         cluster.kill(cluster.nodes.pop())
+        orch.let_go()
         out, err = sweep.communicate(timeout=120)
         assert sweep.returncode == 0, f"{out}\n{err}"
     assert num_lost == 2
@@ -77,12 +78,13 @@ def test_lost_node_costs_no_finished_epoch_and_its_trials_end_on_the_other(orch,
 
 def test_new_node_gets_workers_and_a_killed_worker_is_replaced(orch, cluster):
     cluster.kill(cluster.nodes.pop())
-    with orch.running(*arguments(orch, cluster, trials=12, pause_seconds=1.6)) as sweep:
-        wait_until(lambda: orch.begun().total() >= 2, what="epochs")
+    with orch.running(*arguments(orch, cluster, trials=12, pause_seconds=0.2, hold_epoch=2)) as sweep:
+        wait_until(lambda: orch.begun().total() >= 4, what="epochs")
         cluster.add(2)
-        wait_until(lambda: len(cluster.actors()) == 4, what="workers on the new node")
+        wait_until(lambda: orch.begun().total() == 8, what="workers on the new node")
         kept = on_record(orch)
         kill(ray_cluster.actors(cluster.nodes[0])[0])
+        orch.let_go()
         out, err = sweep.communicate(timeout=120)
         assert sweep.returncode == 0, f"{out}\n{err}"
     assert "was killed or crashed; it waits for another attempt" in out

@@ -31,6 +31,8 @@ class ModelConfig(Part):
     fault: str = Field("", description="raise, exit, oom, diverge, kill, disk, metric (is missing), nan or crowd")
     fault_epoch: int = Field(2, description="the epoch in which it happens")
     pause_seconds: float = Field(0.0, ge=0, description="how long each epoch takes at least")
+    hold_epoch: int = Field(0, description="the epoch that begins, and then waits for the file `<journal>.go`")
+    hold_trial: int = Field(0, description="the first trial that waits so")
 
 
 class Config(Part):
@@ -55,6 +57,8 @@ def train(config: Config, attempt: Attempt | None = None) -> Iterator[Epoch]:
             if config.model.journal:
                 _append(config.model.journal, f"{attempt.folder.parent.name} {number}")
             time.sleep(config.model.pause_seconds)
+            if number == config.model.hold_epoch and int(attempt.folder.parent.name) >= config.model.hold_trial:
+                _hold(Path(f"{config.model.journal}.go"))
             check_crowd()
             if number == config.model.fault_epoch:
                 _fail(config.model.fault)
@@ -92,6 +96,11 @@ def _lives(pid: int) -> bool:
         os.kill(pid, 0)
         return True
     return False
+
+
+def _hold(until: Path) -> None:
+    while not until.exists():
+        time.sleep(0.02)
 
 
 def _append(path: str, line: str) -> None:

@@ -83,6 +83,10 @@ class Orch:
         lines = self.journal.read_text().splitlines()
         return Counter((int(trial), int(epoch)) for trial, epoch in map(str.split, lines))
 
+    def let_go(self) -> None:
+        """Let the trials that a `hold_epoch` holds go on."""
+        Path(f"{self.journal}.go").touch()
+
     @contextlib.contextmanager
     def record(self) -> Iterator[Record]:
         """The record, opened for reading."""
