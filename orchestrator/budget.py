@@ -43,6 +43,11 @@ class Budget(Part):
     max_disk_bytes: int = Field(0, ge=0, description="most that checkpoints of paused trials take; 0 is all there is")
     confirm: str = Field("none", description="leaders trained again with further seeds, as in 3x5; the best mean wins")
     export: str = Field("top:3", description="trials exported to ONNX: best, top:K, all or none")
+    min_metric: float | None = Field(None, description="least that the objective must be on the test images; or none")
+    min_class_recall: float = Field(0.0, ge=0, le=1, description="least recall of any class there; 0 is any")
+    max_calibration_error: float = Field(0.0, ge=0, le=1, description="most that it may be there; 0 is any")
+    max_latency_ms: float = Field(0.0, ge=0, description="most that the promoted model takes for an image; 0 is any")
+    max_size_mb: float = Field(0.0, ge=0, description="most that its ONNX file takes; 0 is any")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
 
     @property
@@ -68,6 +73,8 @@ class Budget(Part):
         return {"best": 1, "all": self.trials, "none": 0}[self.export]
 
 
+# Keys that say what a model must be to be promoted.
+GATES = ("min_metric", "min_class_recall", "max_calibration_error", "max_latency_ms", "max_size_mb")
 # Keys that a later command may add to, as in trials=+50.
 COUNTS = ("trials", "max_epochs_total")
 # Study key -> field.
@@ -152,6 +159,10 @@ def _added(text: str, start: Budget | None, field: str) -> str:
     return str(getattr(start, field) + int(text))
 
 
+def _read_or_none(text: str) -> Any:
+    return None if text == "none" else text
+
+
 def _read_workers(text: str) -> Any:
     if text == "auto":
         return 0
@@ -209,6 +220,8 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "address": _read_address,
     "checkpoints": _read_checkpoints,
     "timeout": _read_seconds,
+    "target_value": _read_or_none,
+    "min_metric": _read_or_none,
     "pruner": _read_pruner,
     "max_disk": _read_bytes,
     "confirm": _read_confirm,

@@ -1,4 +1,4 @@
-"""The append-only ledger of promotions: which version `@champion` was moved to, by whom, on what figures.
+"""The append-only ledger of promotions: which version an alias was moved to, by whom, on what figures.
 
 It is written ahead: an entry of a kind in `BEGUN` before the alias moves, one of a kind in `DONE` after. Either of them
 is proof that a version is ours, and of its bytes.
@@ -28,7 +28,7 @@ DONE = {begun: done for done, begun in BEGUN.items()}
 
 
 def entries(record: Record, model: str) -> Sequence[Promotion]:
-    """All moves of a model's champion, the newest last.
+    """All that was written of a model, the newest last.
 
     Raises:
         UnknownNameError: nothing was promoted under that name.
@@ -38,6 +38,24 @@ def entries(record: Record, model: str) -> Sequence[Promotion]:
         with record.read() as session:
             raise UnknownNameError("model", model, session.scalars(select(Promotion.model).distinct()))
     return found
+
+
+def moves(record: Record, model: str) -> list[Promotion]:
+    """The moves of a model's aliases, the newest last; one of a kind in `DONE` was begun, and not ended.
+
+    Raises:
+        UnknownNameError: nothing was promoted under that name.
+    """
+    found = entries(record, model)
+    open_ones = {alias: unfinished(record, model, alias) for alias in {entry.alias for entry in found}}
+    last = {entry.alias: entry for entry in found}
+    return [entry for entry in found if entry.kind in BEGUN or (open_ones[entry.alias] and last[entry.alias] is entry)]
+
+
+def find_file(record: Record, model: str, sha256: str) -> Promotion | None:
+    """The newest move to a version that has these bytes, or None."""
+    found = (entry for entry in reversed(_entries(record, model)) if entry.kind in BEGUN)
+    return next((entry for entry in found if entry.sha256 == sha256), None)
 
 
 def find(record: Record, model: str, version: str) -> Promotion | None:
@@ -79,9 +97,9 @@ def has_versions_of(record: Record, study: str) -> bool:
         return session.scalar(select(Promotion.id).where(Promotion.study == study).limit(1)) is not None
 
 
-def unfinished(record: Record, model: str) -> Promotion | None:
-    """The move of a model that was begun last and not ended, or None."""
-    last = next(reversed(_entries(record, model)), None)
+def unfinished(record: Record, model: str, alias: str) -> Promotion | None:
+    """The move of an alias that was begun last and not ended, or None."""
+    last = next((entry for entry in reversed(_entries(record, model)) if entry.alias == alias), None)
     if last is None or last.kind not in DONE:
         return None
     return copied(last, kind=DONE[last.kind], who=last.who)

@@ -1,4 +1,4 @@
-"""From the best trial to `@champion`: the gates, the move of the alias, and the way back.
+"""From the best trial to `@champion`: the way through the gates, the move of the alias, and the way back.
 
 A move is four steps: the ledger is told that it begins, `@champion` moves, `@previous` moves, the ledger is told that
 it is done. A kill between any two leaves `@champion` at the old or the new version, never at none, and the next
@@ -7,57 +7,57 @@ promotion or rollback does the rest.
 
 from __future__ import annotations
 
+import re
 import time
 from contextlib import closing, contextmanager, suppress
-from dataclasses import dataclass
-from pathlib import Path
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import recipes
-from orchestrator import compare, ledger, names, worker
+from orchestrator import card, compare, ledger, names, worker
+from orchestrator.budget import GATES
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UsageError
+from orchestrator.examination import SEEN, TRAINED_ON, Examination, trained_on_of
 from orchestrator.executors import Exported, ExportSpec
-from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
 from orchestrator.leases import Holding, study_lease
 from orchestrator.models import accepted_attempt, check_hash, file_of
 from orchestrator.objectives import of_spec
-from orchestrator.recorded import check_trained_here
+from orchestrator.recorded import check_trained_here, from_record
 from orchestrator.registry import Registry
 from orchestrator.store import Record
-from orchestrator.tables import Export, Promotion
-from recipes.checkpoint import BEST
-from recipes.config import OBJECTIVES, dataset_of, objective_of
+from orchestrator.study import change_budget
+from orchestrator.tables import Export, Promotion, State
+from recipes.config import objective_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
 
-    from torch import Tensor
-
+    from orchestrator.budget import Budget
+    from orchestrator.examination import Findings
     from orchestrator.executors import Decision, Event
-    from orchestrator.inference import Model
     from orchestrator.leases import Lease
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
-    from recipes.config import DatasetConfig
-    from recipes.data import Dataset
 
 CHAMPION, PREVIOUS = "champion", "previous"
-SEEN, TRAINED_ON = "seen_test_images", "trained_on"  # the gate, and what the ledger keeps with it
-MAX_DIFFERENCE = 1e-4  # of the outputs, ONNX against PyTorch
+SHOWN = ("name", "figure", "limit", "passed", "difference")  # of a gate in the ledger
 
 
 @dataclass(frozen=True, kw_only=True)
 class Promoted:
-    """Where `@champion` is now, and on what figures; `already` if it was there before."""
+    """Where an alias is now, and on what figures; `already` if it was there before.
+
+    There is no `version` where nothing was to be moved.
+    """
 
     model: str
-    version: str
+    version: str | None
     previous: str | None
     metric: str  # such as test_accuracy
     score: float
     gates: tuple[dict[str, Any], ...]
     already: bool = False
     alias: str = CHAMPION
+    reason: str | None = None
 
     def to_json(self) -> dict[str, Any]:
         """As plain JSON values."""
@@ -69,53 +69,127 @@ class Promoted:
             self.metric: self.score,
             "gates": list(self.gates),
             "already": self.already,
+            "reason": self.reason,
         }
 
 
-def promote(settings: Settings, study: str | None = None) -> Promoted:
-    """Make the best complete trial of a study the champion of the model of that name, if it passes every gate.
+def promote(
+    settings: Settings,
+    study: str | None = None,
+    trial: int | None = None,
+    *,
+    alias: str = CHAMPION,
+    limits: Sequence[str] = (),
+    dry_run: bool = False,
+    force: str = "",
+) -> Promoted:
+    """Make a trial, or the best complete one of a study, what `alias` names of the model, if it passes every gate.
+
+    `limits` as in `max_size_mb=5` count in place of the study's own. With `dry_run` nothing is registered or moved. A
+    reason given as `force` lets it through the gates but for those that say that the files are what was trained.
 
     Raises:
-        UsageError: no such study, several and none named, or no complete trial.
+        UsageError: no such study, several and none named, no complete trial, a limit or an alias that is not possible.
         RefusedError: a gate said no.
-        HeldError: another process moves this model's champion.
+        HeldError: another process moves this model's aliases.
         UnavailableError: MLflow cannot be reached, or the alias was moved by another meanwhile.
     """
+    check_alias(alias)
     with closing(Record.open(settings.record_url)) as record:
-        row = _choose(record, study)
+        row = choose(record, study)
         check_trained_here(row)
+        budget = change_budget(from_record(row), _checked(limits)).budget
         with _moving(record, names.family(row)) as lease:
-            return _Promotion(settings, record, lease, row).run()
+            candidate = _Promotion(settings, record, lease, row, trial, alias=alias, limits=budget, reason=force)
+            return candidate.try_out() if dry_run else candidate.run()
 
 
-def rollback(settings: Settings, model: str) -> Promoted:
-    """Swap `@champion` and `@previous` of a model.
+def rollback(settings: Settings, model: str, *, to: str | None = None, alias: str = CHAMPION) -> Promoted:
+    """Let an alias name a version that it named before: `to`, or else the one of `@previous`, which is swapped with it.
 
     Raises:
         UnknownNameError: nothing was promoted under that name.
-        UsageError: there is no `@previous`, or its file is not what was promoted.
-        HeldError: another process moves this model's champion.
+        UsageError: there is no such version, or its file is not what was promoted.
+        HeldError: another process moves this model's aliases.
         UnavailableError: MLflow cannot be reached.
     """
+    check_alias(alias)
     with closing(Record.open(settings.record_url)) as record:
         ledger.entries(record, model)
         with _moving(record, model) as lease:
             registry = Registry(settings)
-            finished = _finish_killed_move(record, lease, registry, model)
-            if finished is not None and finished.kind == "rollback":
+            finished = _finish_killed_move(record, lease, registry, model, alias)
+            if finished is not None and finished.kind == "rollback" and to in {None, finished.to_version}:
                 return _promoted(finished, finished.from_version)
             aliases = registry.aliases(model)
-            champion, previous = aliases.get(CHAMPION), aliases.get(PREVIOUS)
-            if previous is None or previous == champion:
+            present, former = aliases.get(alias), to or aliases.get(previous_of(alias))
+            if former is None:
                 raise UsageError(f"model {model!r} has no former version to go back to")
-            former = ledger.entry(record, model, previous)
-            file_of(settings, registry, former)
-            entry = ledger.copied(former, kind="rollback", from_version=champion, who=ledger.user())
+            if former == present:
+                raise UsageError(f"version {former} of model {model!r} is @{alias} already")
+            entry = ledger.entry(record, model, former)
+            file_of(settings, registry, entry)
+            changes = {"kind": "rollback", "alias": alias, "from_version": present, "who": ledger.user()}
+            entry = ledger.copied(entry, **changes, reason=None)
             _move(record, lease, registry, entry)
-            return _promoted(entry, champion)
+            return _promoted(entry, present)
+
+
+def history(record: Record, model: str) -> list[dict[str, Any]]:
+    """All moves of a model's aliases as the ledger has them, the oldest first; one that was killed is `promoting`.
+
+    Raises:
+        UnknownNameError: nothing was promoted under that name.
+    """
+    return [
+        {
+            "when": entry.recorded_at,
+            "who": entry.who,
+            "kind": entry.kind,
+            "alias": entry.alias,
+            "from": entry.from_version,
+            "to": entry.to_version,
+            "study": entry.study,
+            "trial": entry.trial,
+            "run_id": entry.run_id,
+            "sha256": entry.sha256,
+            "score": entry.test_score,
+            "metric": _metric(trained_on_of(entry)[0]),
+            "figures": entry.figures,
+            "gates": _shown(entry),
+            "reason": entry.reason,
+        }
+        for entry in ledger.moves(record, model)
+    ]
 
 
 # -- names and leases
+
+
+def check_alias(alias: str) -> None:
+    """See that an alias is one to promote to.
+
+    Raises:
+        UsageError: MLflow refuses it, or it is one that promotions set by themselves.
+    """
+    if not re.fullmatch(r"[\w-]{1,200}", alias, re.ASCII):
+        raise UsageError(f"alias {alias!r} has other characters than letters, digits, - and _")
+    if alias.lower() == "latest" or re.fullmatch(r"v\d+", alias, re.IGNORECASE):
+        raise UsageError(f"alias {alias!r} is reserved: MLflow takes it for a version")
+    if alias == PREVIOUS or alias.endswith(f"-{PREVIOUS}"):
+        raise UsageError(f"alias {alias!r} is reserved for what `orch rollback` goes back to")
+
+
+def previous_of(alias: str) -> str:
+    """The alias of the version that another named before."""
+    return PREVIOUS if alias == CHAMPION else f"{alias}-{PREVIOUS}"
+
+
+def _checked(limits: Sequence[str]) -> list[str]:
+    for limit in limits:
+        if limit.partition("=")[0] not in GATES:
+            raise UsageError(f"{limit}: promotion takes {', '.join(GATES)}")
+    return list(limits)
 
 
 @contextmanager
@@ -124,12 +198,17 @@ def _moving(record: Record, model: str) -> Iterator[Lease]:
     try:
         holding = Holding(record, f"model:{model}")
     except HeldError as error:
-        raise HeldError(f"{error}, which is about to move @{CHAMPION}; look again when it has ended") from error
+        raise HeldError(f"{error}, which is about to move @{CHAMPION} or another alias; look again then") from error
     with holding as lease:
         yield lease
 
 
-def _choose(record: Record, name: str | None) -> Study:
+def choose(record: Record, name: str | None) -> Study:
+    """The study of that name, or the only one.
+
+    Raises:
+        UsageError: there is none, or several and none named.
+    """
     if name is not None:
         return names.named(record, name)
     studies = [study for study in record.studies() if names.is_newest(record, study) and not study.is_archived]
@@ -143,25 +222,25 @@ def _choose(record: Record, name: str | None) -> Study:
 
 
 def _move(record: Record, lease: Lease, registry: Registry, entry: Promotion) -> None:
-    """Do what `entry` says; a kill in between leaves `@champion` where it was or where it is to be."""
-    now = registry.aliases(entry.model).get(CHAMPION)
+    """Do what `entry` says; a kill in between leaves its alias where it was or where it is to be."""
+    now = registry.aliases(entry.model).get(entry.alias)
     if now != entry.from_version:
-        raise UnavailableError(f"@{CHAMPION} of {entry.model!r} was moved to version {now} meanwhile; start again")
+        raise UnavailableError(f"@{entry.alias} of {entry.model!r} was moved to version {now} meanwhile; start again")
     ledger.begin(record, lease, entry)
-    registry.point(entry.model, CHAMPION, entry.to_version)
+    registry.point(entry.model, entry.alias, entry.to_version)
     _end_move(record, lease, registry, entry)
 
 
 def _end_move(record: Record, lease: Lease, registry: Registry, entry: Promotion) -> None:
     if entry.from_version is not None:
-        registry.point(entry.model, PREVIOUS, entry.from_version)
+        registry.point(entry.model, previous_of(entry.alias), entry.from_version)
     ledger.end(record, lease, entry)
 
 
-def _finish_killed_move(record: Record, lease: Lease, registry: Registry, model: str) -> Promotion | None:
-    """Where a move was killed after `@champion` moved, do the rest of it and return its entry."""
-    entry = ledger.unfinished(record, model)
-    if entry is None or registry.aliases(model).get(CHAMPION) != entry.to_version:
+def _finish_killed_move(record: Record, lease: Lease, registry: Registry, model: str, alias: str) -> Promotion | None:
+    """Where a move was killed after the alias moved, do the rest of it and return its entry."""
+    entry = ledger.unfinished(record, model, alias)
+    if entry is None or registry.aliases(model).get(alias) != entry.to_version:
         return None
     _end_move(record, lease, registry, entry)
     return entry
@@ -172,42 +251,68 @@ def _promoted(entry: Promotion, previous: str | None, *, already: bool = False) 
         model=entry.model,
         version=entry.to_version,
         previous=previous,
-        metric=_metric(_trained_on_of(entry)[0]),
+        metric=_metric(trained_on_of(entry)[0]),
         score=entry.test_score,
-        gates=tuple({key: gate[key] for key in ("name", "figure", "limit", "passed")} for gate in entry.gates),
+        gates=tuple(_shown(entry)),
         already=already,
+        alias=entry.alias,
+        reason=entry.reason,
     )
 
 
-# -- the gates
+def _shown(entry: Promotion) -> list[dict[str, Any]]:
+    return [{key: gate[key] for key in SHOWN if key in gate} for gate in entry.gates]
+
+
+# -- a candidate
 
 
 class _Promotion:
     """One promotion under its lease."""
 
-    def __init__(self, settings: Settings, record: Record, lease: Lease, study: Study) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        record: Record,
+        lease: Lease,
+        study: Study,
+        number: int | None,
+        *,
+        alias: str,
+        limits: Budget,
+        reason: str,
+    ) -> None:
         self._settings, self._record, self._lease, self._study = settings, record, lease, study
+        self._alias, self._limits, self._reason = alias, limits, reason
         self._model = names.family(study)  # versions of a study are measured against the same champion
-        self._trial = self._best_trial()
+        self._trial = self._best_trial() if number is None else self._named_trial(number)
+        if "data" not in self._trial.config:
+            raise UsageError(f"recipe {study.recipe} brings its own data: there are no test images to judge it on")
         self._attempt = accepted_attempt(record, self._trial)
         self._folder = settings.attempt_folder(study.name, self._trial.number, self._attempt.number)
         self._registry = Registry(settings)
 
     def run(self) -> Promoted:
         """Go through the gates and move the alias."""
-        _finish_killed_move(self._record, self._lease, self._registry, self._model)
+        _finish_killed_move(self._record, self._lease, self._registry, self._model, self._alias)
         aliases = self._registry.aliases(self._model)
-        champion = self._champion(aliases.get(CHAMPION))
+        champion = self._champion(aliases.get(self._alias))
         export = self._record.exports(self._study.id).get(self._trial.number)
         if champion and export and champion.sha256 == export.sha256:
-            return _promoted(champion, aliases.get(PREVIOUS), already=True)
-        self._check_files()
-        export = export or self._export()
-        check_hash(self._settings.home / export.file, export.sha256, RefusedError)
-        gates, test_score = self._examine(export, champion)
-        entry = self._register(export, gates, test_score, champion)
+            return _promoted(champion, aliases.get(previous_of(self._alias)), already=True)
+        export, found = self._examine(champion)
+        entry = self._entry(export, found, champion)
+        entry.run_id = self._run_id()
+        entry.to_version = self._known_version(export) or self._register(export, found, entry)
         _move(self._record, self._lease, self._registry, entry)
         return _promoted(entry, entry.from_version)
+
+    def try_out(self) -> Promoted:
+        """Go through the gates, and say what would be."""
+        aliases = self._registry.aliases(self._model)
+        champion = self._champion(aliases.get(self._alias))
+        export, found = self._examine(champion)
+        return replace(_promoted(self._entry(export, found, champion), aliases.get(self._alias)), version=None)
 
     # -- the candidate
 
@@ -219,13 +324,24 @@ class _Promotion:
         leaders = compare.ranked(trials, epochs, of_spec(study.spec))
         if not leaders:
             raise UsageError(f"study {study.name!r} has no complete trial yet")
-        if "data" not in leaders[0].config:
-            raise UsageError(f"recipe {study.recipe} brings its own data: there are no test images to judge it on")
         return leaders[0]
 
-    def _check_files(self) -> None:
+    def _named_trial(self, number: int) -> Trial:
+        trial = self._record.trial(self._study.id, number)
+        if trial is None or trial.state is not State.COMPLETE:
+            state = trial.state.value if trial else "not there"
+            raise UsageError(f"trial {number} of {self._study.name!r} is {state}; only a complete one is promoted")
+        return trial
+
+    def _examine(self, champion: Promotion | None) -> tuple[Export, Findings]:
         for name, expected in (self._attempt.manifest or {}).items():
             check_hash(self._folder / name, expected, RefusedError)
+        export = self._record.exports(self._study.id).get(self._trial.number) or self._export()
+        check_hash(self._settings.home / export.file, export.sha256, RefusedError)
+        examination = Examination(
+            self._settings, self._study, self._trial, export=export, folder=self._folder, limits=self._limits
+        )
+        return export, examination.run(self._registry, champion, insist=not self._reason)
 
     def _export(self) -> Export:
         """Write the ONNX file that the sweep did not write."""
@@ -272,110 +388,61 @@ class _Promotion:
     # -- the champion
 
     def _champion(self, version: str | None) -> Promotion | None:
-        """The ledger's entry on the present champion, if there is one."""
+        """The ledger's entry on what the alias names now, if it names anything."""
         entry = ledger.find(self._record, self._model, version) if version else None
         if version and entry is None:
             raise RefusedError(
-                f"@{CHAMPION} of {self._model!r} is version {version}, which `orch promote` did not make; "
+                f"@{self._alias} of {self._model!r} is version {version}, which `orch promote` did not make; "
                 "delete or move the alias in MLflow first"
             )
         return entry
 
-    # -- the gates
+    # -- the version
 
-    def _examine(self, export: Export, champion: Promotion | None) -> tuple[list[dict[str, Any]], float]:
-        """All gates as the ledger keeps them, passed, and the objective on the test images.
+    def _known_version(self, export: Export) -> str | None:
+        """The version that has this very file, if it was promoted before and is whole."""
+        former = ledger.find_file(self._record, self._model, export.sha256)
+        if former is None:
+            return None
+        with suppress(UsageError, UnavailableError):  # it was deleted or damaged
+            file_of(self._settings, self._registry, former)
+            return former.to_version
+        return None
 
-        Raises:
-            RefusedError: a gate is not passed.
-        """
-        from orchestrator.inference import Model
-
-        dataset, trained_on = self._load_data(), _trained_on(self._trial.config)
-        image_size = dataset_of(self._trial.config).image_size
-        candidate_file = self._settings.home / export.file
+    def _entry(self, export: Export, found: Findings, champion: Promotion | None) -> Promotion:
+        """The ledger's entry for when the alias names the candidate; its run and its version are yet to come."""
         gates = [
-            Gate(name="damaged_files", figure=0, limit=0),  # or it had ended before
-            Gate(name="onnx_difference", figure=self._difference(candidate_file, dataset), limit=MAX_DIFFERENCE),
-            Gate(name=SEEN, figure=_num_seen(dataset, image_size, trained_on), limit=0),
+            {**gate.to_json(), **({TRAINED_ON: found.trained_on} if gate.name == SEEN else {})} for gate in found.gates
         ]
-        _insist(gates)
-        candidate = Model(candidate_file)
-        answers = _test_answers(candidate, dataset)
-        if champion:
-            model = self._load_champion(champion, candidate.class_names)
-            seen = _num_seen(dataset, image_size, _trained_on_of(champion))
-            gates.append(Gate(name="champion_seen_test_images", figure=seen, limit=0))
-            gates += _compared(dataset, _test_answers(model, dataset), answers)
-            _insist(gates)
-        noted = [{**gate.to_json(), **({TRAINED_ON: trained_on} if gate.name == SEEN else {})} for gate in gates]
-        return noted, _score(dataset, answers)
+        is_forced = not all(gate.passed for gate in found.gates)
+        return Promotion(
+            model=self._model,
+            kind="promote",
+            from_version=champion.to_version if champion else None,
+            to_version="",
+            study=self._study.name,
+            trial=self._trial.number,
+            run_id="",
+            sha256=export.sha256,
+            test_score=found.score,
+            gates=gates,
+            who=ledger.user(),
+            alias=self._alias,
+            reason=self._reason if is_forced else None,
+            figures=found.figures(),
+            recorded_at=time.time(),
+        )
 
-    def _load_data(self) -> Dataset:
-        """The data set that the trial was trained on."""
-        dataset, identity = _load(dataset_of(self._trial.config)), self._study.identity
-        if (dataset.data_fingerprint, dataset.split_fingerprint) != (identity["data"], identity["split"]):
-            raise RefusedError(f"not promoted: data {self._study.data!r} is no longer what the study was trained on")
-        return dataset
-
-    def _difference(self, onnx_file: Path, dataset: Dataset) -> float:
-        """The largest difference of outputs on validation images, ONNX against PyTorch."""
-        from recipes.export import ExportError, inputs_of, parity
-        from recipes.model_file import ModelFileError, restore_model
-
-        pictures = inputs_of(dataset.val.first(worker.NUM_PARITY_IMAGES))
-        try:
-            model, info, _ = restore_model(recipes.load(self._study.recipe), self._folder / BEST)
-            return parity(model, info, onnx_file, pictures)
-        except (recipes.RecipeFileError, recipes.UnknownRecipeError) as error:
-            raise UsageError(str(error)) from error
-        except (ModelFileError, ExportError) as error:
-            raise RefusedError(f"not promoted: {error}") from error
-
-    def _load_champion(self, champion: Promotion, class_names: tuple[str, ...]) -> Model:
-        from orchestrator.inference import Model
-
-        try:
-            model = Model(file_of(self._settings, self._registry, champion))
-        except UsageError as error:
-            raise RefusedError(f"the present champion cannot be judged: {error}") from error
-        if model.class_names != class_names:
-            raise RefusedError(
-                f"the present champion tells apart {', '.join(model.class_names)}, "
-                f"this one {', '.join(class_names)}; promote it as a study of another name"
-            )
-        return model
-
-    def _register(
-        self,
-        export: Export,
-        gates: list[dict[str, Any]],
-        test_score: float,
-        champion: Promotion | None,
-    ) -> Promotion:
-        """Make the file a version, to which no alias points yet; the ledger's entry for when one does."""
-        model, run_id = self._model, self._run_id()
-        file = self._settings.home / export.file
+    def _register(self, export: Export, found: Findings, entry: Promotion) -> str:
+        """Make the file a version, to which no alias points yet."""
         tags = {
             "orch.study": self._study.name,
             "orch.trial": self._trial.number,
-            f"orch.{_metric(self._trial.config)}": test_score,
+            f"orch.{_metric(self._trial.config)}": found.score,
         }
-        version = self._registry.register(model, run_id, file, tags)
-        return Promotion(
-            model=model,
-            kind="promote",
-            from_version=champion.to_version if champion else None,
-            to_version=version,
-            study=self._study.name,
-            trial=self._trial.number,
-            run_id=run_id,
-            sha256=export.sha256,
-            test_score=test_score,
-            gates=gates,
-            who=ledger.user(),
-            recorded_at=time.time(),
-        )
+        text = card.write(card.Subject.of(self._record, self._study, self._trial, self._attempt), found, entry)
+        file = self._settings.home / export.file
+        return self._registry.register(self._model, entry.run_id, file, tags, card=text, example=found.example)
 
 
 class _Port:
@@ -393,103 +460,6 @@ class _Port:
         raise AssertionError("an export waits for no decision")
 
 
-def _insist(gates: Sequence[Gate]) -> None:
-    failed = [str(gate) for gate in gates if not gate.passed]
-    if failed:
-        raise RefusedError(f"not promoted: {'; '.join(failed)}")
-
-
 def _metric(config: Mapping[str, Any]) -> str:
     """What the objective of a configuration is called on the test split."""
     return objective_of(config).replace("val_", "test_")
-
-
-def _test_answers(model: Model, dataset: Dataset) -> Tensor:
-    """Outputs `(N, K)` of a model for all test images, as training has them."""
-    import torch
-
-    from recipes.export import inputs_of
-    from recipes.tasks import standardised
-
-    return standardised(torch.from_numpy(model.answers(inputs_of(dataset.test.images))), dataset.info)
-
-
-def _score(dataset: Dataset, outputs: Tensor) -> float:
-    """The objective on the test images."""
-    from recipes.tasks import judge
-
-    targets, judged = dataset.test.labels, judge(dataset.info, dataset.test.labels)
-    metrics = judged.metrics(judged.sums(outputs, targets).tolist(), len(targets))
-    return metrics[OBJECTIVES[dataset.info.task]]
-
-
-def _compared(dataset: Dataset, champion: Tensor, candidate: Tensor) -> list[Gate]:
-    """Gates on what two models say of the test images."""
-    targets = dataset.test.labels
-    match dataset.info.task:
-        case "classification":
-            return compare_answers(*((outputs.argmax(1) == targets).numpy() for outputs in (champion, candidate)))
-        case "multilabel":  # the share of an image's labels that are wrong
-            wrong = [((outputs > 0) != (targets > 0)).double().mean(1) for outputs in (champion, candidate)]
-            return compare_errors(*(each.numpy() for each in wrong))
-        case "regression":
-            errors = [(outputs - targets).double().square().mean(1) for outputs in (champion, candidate)]
-            return compare_errors(*(each.numpy() for each in errors))
-
-
-def _load(config: DatasetConfig) -> Dataset:
-    """The data set of a configuration.
-
-    Raises:
-        RefusedError: it is gone, or no longer what it was.
-    """
-    from recipes.data import DataError, load
-
-    try:
-        return load(config)
-    except DataError as error:
-        raise RefusedError(f"not promoted: {error}") from error
-
-
-def _trained_on(config: Mapping[str, Any]) -> list[dict[str, Any]]:
-    """Data and split of a configuration, and those of the model of ours that its training started from."""
-    from recipes.model_file import ModelFileError, read_model
-
-    wanted = dataset_of(config)
-    dataset = _load(wanted)
-    marks = {"data_fingerprint": dataset.data_fingerprint, "split_fingerprint": dataset.split_fingerprint}
-    found = [{**wanted.model_dump(), **marks}]
-    init = str(config.get("init", ""))
-    if init.endswith(".safetensors"):
-        try:
-            metadata, _ = read_model(Path(init))
-        except ModelFileError as error:
-            raise RefusedError(f"what the first weights were trained on cannot be told: {error}") from error
-        found += _trained_on(metadata["config"])
-    return found
-
-
-def _trained_on_of(champion: Promotion) -> list[dict[str, Any]]:
-    """What `_trained_on` found when the champion was promoted."""
-    (found,) = (gate[TRAINED_ON] for gate in champion.gates if gate["name"] == SEEN)
-    return list(found)
-
-
-def _num_seen(dataset: Dataset, image_size: int, trained_on: Sequence[Mapping[str, Any]]) -> int:
-    """How many test images are among those that a model was trained on or chosen by, in this split or another.
-
-    Pictures that it saw at another size are looked at in `image_size`, that of the test images.
-
-    Raises:
-        RefusedError: the data of that time are no longer there.
-    """
-    own, others = (dataset.data_fingerprint, dataset.split_fingerprint), []
-    for entry in trained_on:
-        if (entry["data_fingerprint"], entry["split_fingerprint"]) == own:
-            continue  # of one split, no image is in two parts
-        other = _load(dataset_of(entry))
-        if other.data_fingerprint != entry["data_fingerprint"]:
-            raise RefusedError(f"not promoted: data {entry['data']!r} is no longer what the champion was trained on")
-        other = _load(dataset_of({**entry, "image_size": image_size}))
-        others += [other.train, other.val]
-    return num_shared(dataset.test.images.numpy(), (chunk.numpy() for split in others for chunk in split.chunks()))

@@ -28,10 +28,12 @@ if TYPE_CHECKING:
     import onnx
     from mlflow.entities.model_registry import ModelVersion
     from mlflow.models import ModelSignature
+    from numpy.typing import NDArray
 
     from orchestrator.settings import Settings
 
-MODEL_FILE = "model.onnx"
+MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
+MAX_DESCRIPTION = 5000  # of a version, in MLflow's tables
 # A server that is gone is told in seconds; MLflow by itself tries for four minutes.
 ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20", "MLFLOW_DISABLE_TELEMETRY": "true"}
 
@@ -70,8 +72,13 @@ class Registry:
         with self._told():
             self._client.set_registered_model_alias(model, alias, version)
 
-    def register(self, model: str, run_id: str, onnx_file: Path, tags: Mapping[str, Any]) -> str:
-        """Log an ONNX file as a model of a run, register it as a new version, and return that version."""
+    def register(
+        self, model: str, run_id: str, onnx_file: Path, tags: Mapping[str, Any], *, card: str, example: NDArray[Any]
+    ) -> str:
+        """Log an ONNX file as a model of a run, register it as a new version, and return that version.
+
+        The card is among its files, and what the UI shows of the version; `example` is a batch that the model takes.
+        """
         from mlflow.entities import LoggedModelOutput
         from mlflow.exceptions import MlflowException
 
@@ -79,7 +86,8 @@ class Registry:
             experiment = self._client.get_run(run_id).info.experiment_id
             logged = self._client.create_logged_model(experiment, name="onnx", source_run_id=run_id)
             with tempfile.TemporaryDirectory() as folder:
-                _save(onnx_file, Path(folder), run_id=run_id, model_id=logged.model_id)
+                _save(onnx_file, Path(folder), example, run_id=run_id, model_id=logged.model_id)
+                (Path(folder) / CARD_FILE).write_text(card)
                 with time_for_files():
                     self._client.log_model_artifacts(logged.model_id, folder)
             self._client.finalize_logged_model(logged.model_id, "READY")
@@ -89,8 +97,9 @@ class Registry:
             except MlflowException as error:
                 if error.error_code != "RESOURCE_ALREADY_EXISTS":
                     raise
+            shown = card if len(card) <= MAX_DESCRIPTION else f"{card[: MAX_DESCRIPTION - 80]}…\n\nWhole: {CARD_FILE}"
             made = self._client.create_model_version(
-                model, logged.model_uri, run_id, dict(tags), model_id=logged.model_id
+                model, logged.model_uri, run_id, dict(tags), description=shown, model_id=logged.model_id
             )
             return str(made.version)
 
@@ -138,8 +147,8 @@ class Registry:
             raise UnavailableError(f"MLflow at {address(self._uri)}: {reason}") from error
 
 
-def _save(onnx_file: Path, folder: Path, *, run_id: str, model_id: str) -> None:
-    """Lay out an MLflow model with a signature around the very bytes of `onnx_file`."""
+def _save(onnx_file: Path, folder: Path, example: NDArray[Any], *, run_id: str, model_id: str) -> None:
+    """Lay out an MLflow model with signature and example around the very bytes of `onnx_file`."""
     import mlflow.onnx
     import onnx
     from mlflow.models import Model
@@ -150,6 +159,7 @@ def _save(onnx_file: Path, folder: Path, *, run_id: str, model_id: str) -> None:
         str(folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
         signature=_signature(model),
+        input_example=example,
         pip_requirements=[f"{name}=={installed_version(name)}" for name in ("onnx", "onnxruntime")],
         save_as_external_data=False,
     )

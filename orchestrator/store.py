@@ -31,6 +31,7 @@ from orchestrator.tables import (
     Cursor,
     Epoch,
     Export,
+    Launch,
     LeaseRow,
     Meta,
     MirrorRun,
@@ -49,9 +50,17 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 # What brings a record of an older version to the next, but for tables that it lacks.
-_MIGRATIONS = {1: "ALTER TABLE trials ADD COLUMN confirms INTEGER"}
+_MIGRATIONS = {
+    1: ("ALTER TABLE trials ADD COLUMN confirms INTEGER",),
+    2: (
+        "ALTER TABLE promotions ADD COLUMN alias VARCHAR(255) NOT NULL DEFAULT 'champion'",
+        "ALTER TABLE promotions ADD COLUMN reason VARCHAR",
+        "ALTER TABLE promotions ADD COLUMN figures JSON",
+        "ALTER TABLE attempts ADD COLUMN launch BIGINT",
+    ),
+}
 _CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
 RESTART_SECONDS = 120  # that a server which was there may be away
 LOOK_SECONDS = 0.5
@@ -152,7 +161,8 @@ class Record:
         """Bring an older record up to date, in the transaction that found it so."""
         meta = session.get(Meta, "schema_version", with_for_update=True)
         while meta is not None and meta.value.isdecimal() and int(meta.value) in _MIGRATIONS:
-            session.execute(text(_MIGRATIONS[int(meta.value)]))
+            for statement in _MIGRATIONS[int(meta.value)]:
+                session.execute(text(statement))
             Base.metadata.create_all(session.connection())
             meta.value = str(int(meta.value) + 1)
             session.flush()
@@ -247,6 +257,13 @@ class Record:
         """All attempts at a trial, the first first."""
         with self.read() as session:
             return session.scalars(select(Attempt).where(Attempt.trial_id == trial_id).order_by(Attempt.number)).all()
+
+    @_through_restarts
+    def provenance(self, study: Study, attempt: Attempt) -> dict[str, Any]:
+        """What an attempt ran with; where it is from before that was kept, what its study began with."""
+        with self.read() as session:
+            launch = session.get(Launch, attempt.launch) if attempt.launch is not None else None
+            return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
     @_through_restarts
     def ran_out(self, study_id: int) -> set[int]:
@@ -500,7 +517,7 @@ class Record:
             numbers = select(Trial.id).where(Trial.study_id == study_id).scalar_subquery()
             for of_trial in (Epoch, Attempt, Export):
                 session.execute(delete(of_trial).where(of_trial.trial_id.in_(numbers)))
-            for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun):
+            for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun, Launch):
                 session.execute(delete(of_study).where(of_study.study_id == study_id))
             session.execute(delete(Study).where(Study.id == study_id))
 

@@ -129,12 +129,23 @@ class Attempt(Base):
     number: Mapped[int] = mapped_column(primary_key=True)
     state: Mapped[State]
     worker: Mapped[str]
+    launch: Mapped[int | None] = mapped_column(BigInteger)  # of which it was; None if it was before there were any
     device: Mapped[str]  # cpu, mps or cuda:N, as the machine counts them
     started_at: Mapped[float]
     ended_at: Mapped[float | None]
     reason: Mapped[Reason | None]
     traceback: Mapped[str | None]
     manifest: Mapped[dict[str, Any] | None]  # file name -> SHA-256, of the files that count
+
+
+class Launch(Base):
+    """One run of the coordinator of a study, and what it ran with: code, packages, machine."""
+
+    __tablename__ = "launches"
+    id: Mapped[int] = mapped_column(_Id, primary_key=True)
+    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
+    provenance: Mapped[dict[str, Any]]
+    started_at: Mapped[float]
 
 
 class Epoch(Base):
@@ -179,6 +190,9 @@ class Promotion(Base):
     test_score: Mapped[float] = mapped_column("test_accuracy", key="test_score")
     gates: Mapped[list[Any]]
     who: Mapped[str]
+    alias: Mapped[str] = mapped_column(String(255), server_default="champion")
+    reason: Mapped[str | None]  # why it was promoted though a gate said no
+    figures: Mapped[dict[str, Any] | None]  # metrics on the test images, size and latency
     recorded_at: Mapped[float]
 
 

@@ -2,41 +2,126 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
+from datetime import UTC, datetime
 from pathlib import Path  # noqa: TC003 (typer reads it at run time)
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from orchestrator.cli.shared import AnyStudy, AsJson, app, open_record, print_json, the_settings
-from orchestrator.errors import printable
+from orchestrator.cli.shared import AsJson, MoreKeys, app, open_record, print_json, the_settings, workers
+from orchestrator.errors import UsageError, printable
 
 if TYPE_CHECKING:
-    from orchestrator.errors import UsageError
+    from collections.abc import Mapping
+
+    from orchestrator.promote import Promoted
+
+NUM_CONFIRMED = 3  # leaders that are trained again by `orch promote --confirm`
+
+Model = Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
+
+
+Alias = Annotated[str, typer.Option(metavar="NAME", help="Which alias of the model moves.")]
 
 
 @app.command()
-def promote(study: AnyStudy = "", as_json: AsJson = False) -> None:
-    """Check the best trial against the champion on untouched test images; if it holds, make it @champion."""
-    from orchestrator.promote import promote as promote_study
+def promote(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="[STUDY|TRIAL]", help="A study's best, or a trial as of `orch show`.", show_default=False
+        ),
+    ] = "",
+    limits: MoreKeys = None,
+    alias: Alias = "champion",
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Go through the gates and move nothing.")] = False,
+    confirm: Annotated[
+        int,
+        typer.Option(
+            metavar="SEEDS", help="First train the three best with so many further seeds.", show_default=False
+        ),
+    ] = 0,
+    force: Annotated[
+        str, typer.Option(metavar="WHY", help="Promote whatever the gates say; the reason is kept.", show_default=False)
+    ] = "",
+    as_json: AsJson = False,
+) -> None:
+    """Check the best trial against the champion on untouched test images; if it holds, make it @champion.
 
-    promoted = promote_study(the_settings(), study or None)
+    Limits of the study, or of this time: min_metric, min_class_recall, max_calibration_error, max_latency_ms,
+    max_size_mb. A gate that is not passed ends it with exit code 3, and nothing is moved.
+    """
+    from orchestrator import views
+    from orchestrator.promote import check_alias
+    from orchestrator.promote import promote as promote_trial
+
+    if "=" in target:  # a limit, of the only study
+        target, limits = "", [target, *(limits or [])]
+    check_alias(alias)
+    study, number = None, None
+    if target:
+        with open_record() as record:
+            row, number = views.find_study_or_trial(record, target)
+            study = row.name
+    if confirm:
+        study = _confirm(study, number, confirm)
+    promoted = promote_trial(
+        the_settings(), study, number, alias=alias, limits=limits or [], dry_run=dry_run, force=force
+    )
     if as_json:
         return print_json(promoted.to_json())
     return _show_promoted(promoted)
 
 
+def _confirm(study: str | None, number: int | None, num_seeds: int) -> str:
+    """Train the leaders of a study with further seeds, so that the best of them by their mean is promoted."""
+    from orchestrator import coordinator, live
+    from orchestrator.promote import choose
+    from orchestrator.recorded import from_record
+    from orchestrator.study import change_budget, check_unchanged
+
+    if number is not None:
+        raise UsageError("--confirm is for a study, of which it chooses the trial; a trial is promoted as it is")
+    with workers() as server:
+        with open_record() as record:
+            recorded = from_record(choose(record, study))
+        check_unchanged(recorded)
+        changed = change_budget(recorded, [f"confirm={NUM_CONFIRMED}x{num_seeds}"])
+        with contextlib.redirect_stdout(sys.stderr), live.monitor() as monitor:
+            coordinator.run(changed, the_settings(), monitor, server, resume=True)
+    return recorded.name
+
+
 @app.command(no_args_is_help=True)
 def rollback(
-    model: Annotated[str, typer.Argument(metavar="MODEL", show_default=False)], as_json: AsJson = False
+    model: Model,
+    to: Annotated[str, typer.Option(metavar="VERSION", help="Any version that was promoted.", show_default=False)] = "",
+    alias: Alias = "champion",
+    as_json: AsJson = False,
 ) -> None:
-    """Make @previous the champion again."""
+    """Make @previous the champion again, or another version that was promoted."""
     from orchestrator.promote import rollback as roll_back
 
-    promoted = roll_back(the_settings(), model)
+    promoted = roll_back(the_settings(), model, to=to or None, alias=alias)
     if as_json:
         return print_json(promoted.to_json())
     return print(f"{promoted.model}@{promoted.alias} is version {promoted.version} again")
+
+
+@app.command(no_args_is_help=True)
+def history(model: Model, as_json: AsJson = False) -> None:
+    """Show who moved the aliases of a model, when, on what figures and why."""
+    from orchestrator import promote as promotions
+    from orchestrator import render
+
+    with open_record() as record:
+        moves = promotions.history(record, model)
+    if as_json:
+        return print_json(moves)
+    header = ["when", "who", "", "alias", "version", "trial", "score", "gates not passed", "reason"]
+    return render.show_table(header, [_move(move) for move in moves])
 
 
 @app.command(no_args_is_help=True)
@@ -128,13 +213,31 @@ def export(
     return print_json(found) if as_json else render.show_pairs(found)
 
 
-def _show_promoted(promoted: Any) -> None:
+def _move(move: Mapping[str, Any]) -> list[Any]:
+    when = datetime.fromtimestamp(move["when"], tz=UTC).astimezone().strftime("%Y-%m-%d %H:%M")
+    version = f"{move['from'] or '-'} → {move['to']}"
+    failed = ", ".join(gate["name"] for gate in move["gates"] if not gate["passed"])
+    place = f"{move['study']}/{move['trial']}"
+    score = f"{move['metric']} {move['score']:.4f}"
+    return [when, move["who"], move["kind"], move["alias"], version, place, score, failed, move["reason"] or ""]
+
+
+def _show_promoted(promoted: Promoted) -> None:
     from orchestrator import render
 
-    lines = [[gate["name"], gate["figure"], gate["limit"], "passed"] for gate in promoted.to_json()["gates"]]
-    if lines:
-        render.show_table(["gate", "figure", "limit", ""], lines)
+    if promoted.gates:
+        render.show_table(["gate", "figure", "limit", "", "less the champion's"], map(_gate, promoted.gates))
+    figure = f"{promoted.metric} {promoted.score:.4f}"
+    if promoted.version is None:
+        return print(f"{promoted.model} would be @{promoted.alias}: {figure}; nothing was moved")
     verb = "is already" if promoted.already else "is now"
-    name = f"{promoted.model} version {promoted.version}"
-    print(f"{name} {verb} @{promoted.alias}: {promoted.metric} {promoted.score:.4f}")
-    print(f"use it:  orch predict models:/{promoted.model}@{promoted.alias} FILE…")
+    print(f"{promoted.model} version {promoted.version} {verb} @{promoted.alias}: {figure}")
+    if promoted.reason:
+        print(printable(f"forced:  {promoted.reason}"))
+    return print(f"use it:  orch predict models:/{promoted.model}@{promoted.alias} FILE…")
+
+
+def _gate(gate: Mapping[str, Any]) -> list[Any]:
+    told = "{mean:+.4f}, 95% {low:+.4f} to {high:+.4f}".format_map(gate["difference"]) if "difference" in gate else ""
+    figures = [f"{gate[name]:.4g}" for name in ("figure", "limit")]
+    return [gate["name"], *figures, "passed" if gate["passed"] else "not passed", told]

@@ -18,6 +18,7 @@ from orchestrator.cli.shared import (
     open_record,
     print_json,
     the_settings,
+    workers,
 )
 from orchestrator.errors import EXIT_TRIALS_FAILED, UsageError, printable
 
@@ -55,7 +56,7 @@ def sweep(
 
     The same command again goes on where it stopped, and trains nothing twice.
     """
-    with _workers() as server:
+    with workers() as server:
         from orchestrator import study as studies
 
         study = studies.load(_with_weights(keys))
@@ -70,7 +71,7 @@ def plan_(keys: Keys, new_version: NewVersion = False, as_json: AsJson = False) 
 
     Takes the keys of `orch sweep`. Some configurations are tried for twenty seconds in all; nothing is recorded.
     """
-    with _workers() as server:
+    with workers() as server:
         from orchestrator import plan
         from orchestrator import study as studies
 
@@ -81,7 +82,7 @@ def plan_(keys: Keys, new_version: NewVersion = False, as_json: AsJson = False) 
 @app.command(no_args_is_help=True)
 def train(keys: Keys) -> None:
     """Train one configuration, recorded like a sweep: orch train recipe=cnn lr=3e-3"""
-    with _workers() as server:
+    with workers() as server:
         from orchestrator import study as studies
 
         _run(studies.load(_with_weights(keys), single=True), server)
@@ -93,7 +94,7 @@ def resume(
     keys: MoreKeys = None,
 ) -> None:
     """Finish a study that was stopped, killed or paused; trials=, workers=, timeout= and the like may change."""
-    with _workers() as server:
+    with workers() as server:
         from orchestrator import control
         from orchestrator import study as studies
         from orchestrator.recorded import from_record
@@ -104,13 +105,6 @@ def resume(
             recorded = from_record(one_study(record, study))
         studies.check_unchanged(recorded)
         return _run(studies.change_budget(recorded, keys or []), server, resume=True)
-
-
-def _workers() -> contextlib.AbstractContextManager[ForkServer | None]:
-    """The process that workers are forked from: it imports torch beside this one, which has the study to read."""
-    from orchestrator.forkserver import worker_server
-
-    return worker_server()
 
 
 def _show(planned: Plan) -> None:

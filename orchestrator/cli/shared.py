@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
     from orchestrator import tables
+    from orchestrator.forkserver import ForkServer
     from orchestrator.settings import Settings
     from orchestrator.store import Record
 
@@ -47,6 +48,13 @@ def open_record() -> Iterator[Record]:
         yield record
     finally:
         record.close()
+
+
+def workers() -> contextlib.AbstractContextManager[ForkServer | None]:
+    """The process that workers are forked from: it imports torch beside this one, which has the study to read."""
+    from orchestrator.forkserver import worker_server
+
+    return worker_server()
 
 
 def one_study(record: Record, name: str) -> tables.Study:

@@ -30,7 +30,19 @@ def test_sweep_is_compared_promoted_and_used(tmp_path):
     assert best["run_id"]
     assert "lr" in best["params"]
 
-    promoted = orch.json("promote")
+    tried = orch.json("promote", "--dry-run", "max_size_mb=1")
+    assert (tried["version"], tried["gates"][-1]["name"]) == (None, "size_mb")
+    refused = orch("promote", "mlp-digits", "min_metric=1", code=3)
+    assert "test_metric is 0." in refused.stderr
+
+    promoted = orch.json("promote", "--confirm", "2")
+    confirmed = [row for row in orch.json("compare", "mlp-digits") if row["confirmed"]]
+    assert [row["confirmed"]["num_seeds"] for row in confirmed] == [2] * len(confirmed)
+    assert len(confirmed) == min(3, status["states"]["complete"])
+    (move,) = orch.json("history", "mlp-digits")
+    best_mean = max(confirmed, key=lambda row: row["confirmed"]["mean"])
+    assert (move["trial"], move["to"], move["score"]) == (best_mean["trial"], "1", promoted["test_accuracy"])
+    assert "champion" in orch("history", "mlp-digits").stdout
     assert (promoted["model"], promoted["version"], promoted["alias"]) == ("mlp-digits", "1", "champion")
     assert promoted["test_accuracy"] > 0.5
     assert all(gate["passed"] and {"name", "figure", "limit"} <= gate.keys() for gate in promoted["gates"])

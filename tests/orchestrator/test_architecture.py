@@ -20,6 +20,8 @@ LAYERS = [
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
     {"coordinator", "control", "recorded", "versions", "importing", "mirror", "promote", "evaluate", "check"},
+    {"card"},
+    {"examination"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
     {"leaders", "limits", "standing", "company", "attempt_files"},

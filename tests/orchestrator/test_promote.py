@@ -2,12 +2,13 @@ from __future__ import annotations
 
 import hashlib
 import os
+import re
 import shutil
 import signal
 import subprocess
 import sys
 from contextlib import closing
-from typing import TYPE_CHECKING
+from pathlib import Path
 
 import mlflow
 import numpy as np
@@ -15,27 +16,29 @@ import pytest
 from mlflow import MlflowClient
 from sqlalchemy import select
 
+from orchestrator import examination
 from orchestrator import promote as promote_module
+from orchestrator.card import plain
+from orchestrator.control import set_budget
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UnknownNameError, UsageError
 from orchestrator.leases import Holding
 from orchestrator.models import resolve_model
-from orchestrator.promote import promote, rollback
-from orchestrator.settings import HOME_VARIABLE
+from orchestrator.promote import history, promote, rollback
+from orchestrator.settings import HOME_VARIABLE, Settings
 from orchestrator.store import Record
-from orchestrator.tables import Export, Promotion
+from orchestrator.tables import Export, Promotion, Study
 from recipes import data
 from recipes.config import DatasetConfig
 from tests.support.sweeps import settings_of
 from tests.support.trained import STRONG, WEAK, add_study, delete_study
 
-if TYPE_CHECKING:
-    from pathlib import Path
-
-    from orchestrator.settings import Settings
-
 pytestmark = pytest.mark.slow
 
 NAME = "cnn-digits"
+NOT_WORSE = (
+    r"^not promoted: test_correct is \d+, at least \d+ is asked "
+    r"\(difference -0\.\d+, 95% interval -0\.\d+ to -0\.\d+\); mcnemar_p is [\d.e-]+, at least 0\.05 is asked$"
+)
 
 
 @pytest.fixture(scope="session")
@@ -68,6 +71,11 @@ def ledger_of(settings: Settings) -> list[tuple[str, str | None, str]]:
     with closing(Record.open(settings.record_url)) as record, record.read() as session:
         rows = session.scalars(select(Promotion).order_by(Promotion.id))
         return [(row.kind, row.from_version, row.to_version) for row in rows]
+
+
+def study_of(settings: Settings) -> Study:
+    with closing(Record.open(settings.record_url)) as record:
+        return record.study(NAME)
 
 
 def aliases_of(settings: Settings) -> dict[str, str]:
@@ -103,19 +111,28 @@ def test_test_images_that_were_seen_at_another_size_are_found():
         seen = DatasetConfig(split_seed=seed)
         marks = dict(zip(("data_fingerprint", "split_fingerprint"), data.fingerprints(seen), strict=True))
         entries.append({**seen.model_dump(), **marks})
-    assert promote_module._num_seen(dataset, 16, entries[:1]) == 0
-    assert 250 < promote_module._num_seen(dataset, 16, entries[1:]) < 320
+    assert examination._num_seen(dataset, 16, entries[:1]) == 0
+    assert 250 < examination._num_seen(dataset, 16, entries[1:]) < 320
 
 
 def test_promotion_without_the_data_is_refused(tmp_path):
     config = DatasetConfig(data=f"folder:{tmp_path / 'gone'}")
     with pytest.raises(RefusedError, match=r"^not promoted: folder .*/gone does not exist$"):
-        promote_module._load(config)
+        examination._load(config)
 
 
 def test_promote_makes_the_best_trial_a_version_that_mlflow_can_read(settings):
     promoted = promote(settings)
-    assert promoted.to_json().keys() == {"model", "version", "alias", "previous", "test_accuracy", "gates", "already"}
+    assert promoted.to_json().keys() == {
+        "model",
+        "version",
+        "alias",
+        "previous",
+        "test_accuracy",
+        "gates",
+        "already",
+        "reason",
+    }
     assert (promoted.model, promoted.version, promoted.previous, promoted.already) == (NAME, "1", None, False)
     assert promoted.score > 0.9
     assert {gate["name"] for gate in promoted.gates} == {"damaged_files", "onnx_difference", "seen_test_images"}
@@ -138,6 +155,48 @@ def test_promote_makes_the_best_trial_a_version_that_mlflow_can_read(settings):
     (images,) = description.signature.inputs.inputs
     assert (images.name, images.type, images.shape) == ("images", np.dtype("uint8"), (-1, -1, -1, 1))
     assert sha256(attempt_of(settings) / "model.onnx") == sha256(resolve_model(settings, f"models:/{NAME}@champion"))
+
+
+def test_card_tells_what_it_is_and_its_four_lines_load_the_model(settings):
+    promote(settings)
+    version = MlflowClient(settings.tracking_uri).get_model_version_by_alias(NAME, "champion")
+    mlflow.set_tracking_uri(settings.tracking_uri)
+    folder = Path(mlflow.artifacts.download_artifacts(f"models:/{NAME}@champion"))
+    card = (folder / "MODEL_CARD.md").read_text()
+    assert version.description == card
+    for title in (
+        "Data",
+        "On the test images",
+        "Gates",
+        "Each class",
+        "What training cost",
+        "Where it is from",
+        "Limits",
+    ):
+        assert f"\n## {title}\n" in card
+    identity = study_of(settings).identity
+    for told in (version.run_id, identity["data"], identity["split"], sha256(folder / "model.onnx"), "359 test"):
+        assert told in card
+    accuracy = promote(settings).score
+    (line,) = [line for line in card.splitlines() if line.startswith("| accuracy ")]
+    assert f"{accuracy:.4f}" in line
+    low, high = map(float, line.split("|")[3].split(" to "))
+    assert low < accuracy < high
+    classes = card[card.index("## Each class") : card.index("## What")]
+    assert all(f"| {name} | " in classes for name in map(str, range(10)))
+
+    (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
+    assert len(code.splitlines()) == 4
+    names = {"images": mlflow.models.Model.load(folder).load_input_example(str(folder))}
+    exec(code, names)
+    assert names["answers"].shape == (1, 10)
+    assert names["answers"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_names_in_a_card_stay_text():
+    name = plain("<img src=x onerror=alert(1)>|[a](javascript:b)\n# c `d`")
+    assert not set("<>\n") & set(name)
+    assert name.count("\\") == 6
 
 
 def test_promote_again_changes_nothing_and_says_so(settings):
@@ -192,13 +251,124 @@ def test_a_name_of_html_and_sql_stays_text(settings):
     assert resolve_model(settings, f"models:/{name}@champion").is_file()
 
 
+@pytest.mark.slow
+def test_a_named_trial_is_promoted_to_an_alias_of_its_own_with_a_way_back(settings):
+    promoted = promote(settings, NAME, 0, alias="shadow")
+    assert (promoted.version, promoted.alias, promoted.previous) == ("1", "shadow", None)
+    assert promoted.score < 0.5, "it is not the best"
+    assert promote(settings, NAME, 1, alias="shadow").version == "2"
+    assert promote(settings).version == "2", "the same file is the same version"
+    assert aliases_of(settings) == {"shadow": "2", "shadow-previous": "1", "champion": "2"}
+    assert rollback(settings, NAME, alias="shadow").version == "1"
+    assert aliases_of(settings) == {"shadow": "1", "shadow-previous": "2", "champion": "2"}
+    with pytest.raises(UsageError, match="version 2 of model 'cnn-digits' is @champion already"):
+        rollback(settings, NAME, to="2")
+    assert rollback(settings, NAME, to="1").previous == "2"
+    with pytest.raises(UsageError, match="version 9 of model 'cnn-digits' is none that `orch promote` made"):
+        rollback(settings, NAME, to="9")
+    with closing(Record.open(settings.record_url)) as record:
+        moves = history(record, NAME)
+    assert [(move["kind"], move["alias"], move["from"], move["to"]) for move in moves] == [
+        ("promote", "shadow", None, "1"),
+        ("promote", "shadow", "1", "2"),
+        ("promote", "champion", None, "2"),
+        ("rollback", "shadow", "2", "1"),
+        ("rollback", "champion", "2", "1"),
+    ]
+    assert all(move["who"] and move["figures"]["latency_ms"] > 0 and not move["reason"] for move in moves)
+
+
+@pytest.mark.parametrize(
+    "alias", ["latest", "Latest", "v3", "previous", "shadow-previous", "a b", "", "x/y", "é", "a" * 201]
+)
+def test_an_alias_that_is_reserved_is_refused(settings, alias):
+    with pytest.raises(UsageError, match=r"^alias '"):
+        promote(settings, alias=alias)
+    assert ledger_of(settings) == []
+
+
+def test_a_dry_run_says_what_would_be_and_moves_nothing(settings):
+    tried = promote(settings, dry_run=True)
+    assert (tried.version, tried.alias, len(tried.gates)) == (None, "champion", 3)
+    assert ledger_of(settings) == []
+    with pytest.raises(UnknownNameError):
+        rollback(settings, NAME)
+    assert promote(settings).score == tried.score
+
+
 # -- what is refused
+
+
+@pytest.mark.parametrize(
+    ("limit", "gate"),
+    [
+        ("min_metric=0.999", "test_metric is 0.9"),
+        ("min_class_recall=1", "worst_class_recall is 0."),
+        ("max_calibration_error=0.001", "calibration_error is 0.0"),
+        ("max_latency_ms=0.0001", "latency_ms is "),
+        ("max_size_mb=0.001", "size_mb is 0.0"),
+    ],
+)
+def test_a_limit_that_is_not_kept_refuses_and_one_that_is_kept_is_noted(settings, limit, gate):
+    with pytest.raises(RefusedError, match=f"^not promoted: {gate}.* is asked$"):
+        promote(settings, limits=[limit])
+    assert ledger_of(settings) == []
+    key = limit.partition("=")[0]
+    kept = "0.5" if key.startswith("min_") else "1"
+    names = [gate["name"] for gate in promote(settings, limits=[f"{key}={kept}"], dry_run=True).gates]
+    assert len(names) == 4
+    assert gate.startswith(names[-1])
+
+
+def test_limits_of_the_study_count_and_other_keys_are_refused(settings):
+    with closing(Record.open(settings.record_url)) as record:
+        set_budget(record, NAME, ["min_metric=0.999"])
+    with pytest.raises(RefusedError, match=r"test_metric is 0\.\d+, at least 0\.999"):
+        promote(settings)
+    assert promote(settings, limits=["min_metric=none"], dry_run=True)
+    with pytest.raises(UsageError, match="trials=3: promotion takes min_metric, "):
+        promote(settings, limits=["trials=3"])
+    with pytest.raises(UsageError, match="min_class_recall=2: "):
+        promote(settings, limits=["min_class_recall=2"])
+
+
+@pytest.mark.slow
+def test_a_reason_lets_a_worse_model_through_and_is_kept(settings):
+    promote(settings)
+    replace_study(settings, WEAK)
+    forced = promote(settings, force="the old one is too slow")
+    assert (forced.version, forced.reason) == ("2", "the old one is too slow")
+    with closing(Record.open(settings.record_url)) as record:
+        last = history(record, NAME)[-1]
+    assert last["reason"] == "the old one is too slow"
+    assert [gate["name"] for gate in last["gates"] if not gate["passed"]] == ["test_correct", "mcnemar_p"]
+    card = MlflowClient(settings.tracking_uri).get_model_version_by_alias(NAME, "champion").description
+    assert "**not passed**" in card
+    assert "Promoted all the same: the old one is too slow" in card
+
+    flip_a_byte(resolve_model(settings, f"models:/{NAME}@champion"))
+    replace_study(settings, STRONG)
+    with pytest.raises(RefusedError, match="the present champion cannot be judged"):
+        promote(settings)
+    forced = promote(settings, force="the champion is damaged")
+    assert "champion_judged" in [gate["name"] for gate in forced.gates if not gate["passed"]]
+
+
+def test_no_reason_lets_a_damaged_file_through(settings):
+    flip_a_byte(attempt_of(settings) / "best.safetensors")
+    with pytest.raises(RefusedError, match="has SHA-256"):
+        promote(settings, force="I know better")
+    assert ledger_of(settings) == []
+
+
+def test_a_reason_that_was_not_needed_is_not_kept(settings):
+    assert promote(settings, force="in case").reason is None
 
 
 def test_a_worse_model_is_refused_with_the_figures(settings):
     promote(settings)
     replace_study(settings, WEAK)
-    with pytest.raises(RefusedError, match=r"test_correct is \d+, at least \d+ is asked; mcnemar_p is .*at least 0.05"):
+    with pytest.raises(RefusedError, match=NOT_WORSE):
         promote(settings)
     assert aliases_of(settings) == {"champion": "1"}
     assert versions_of(settings) == 1
@@ -348,9 +518,9 @@ from orchestrator.settings import Settings
 command, step, count = sys.argv[1], sys.argv[2], int(sys.argv[3])
 real = getattr(registry.Registry, step)
 
-def dies_after(*arguments):
+def dies_after(*arguments, **keywords):
     global count
-    done = real(*arguments)
+    done = real(*arguments, **keywords)
     count -= 1
     if not count:
         os.kill(os.getpid(), signal.SIGKILL)

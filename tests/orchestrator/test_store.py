@@ -122,7 +122,12 @@ def test_record_of_the_first_version_is_brought_up_to_date_with_all_it_holds(rec
         with record.write() as session:
             for statement in (
                 "ALTER TABLE trials DROP COLUMN confirms",
+                "ALTER TABLE promotions DROP COLUMN alias",
+                "ALTER TABLE promotions DROP COLUMN reason",
+                "ALTER TABLE promotions DROP COLUMN figures",
+                "ALTER TABLE attempts DROP COLUMN launch",
                 "DROP TABLE commands",
+                "DROP TABLE launches",
                 "UPDATE meta SET value=1",
             ):
                 session.execute(text(statement))
@@ -544,7 +549,7 @@ def test_damaged_page_is_one_line_when_it_is_read(lite):
     record, path = lite
     study = new_study(record)
     for _ in range(200):
-        new_trial(record, study, note="x" * 200)
+        new_trial(record, study, note="x" * 2000)
     record.close()
     content = bytearray(path.read_bytes())
     content[len(content) // 2 : -4096] = b"\xff" * (len(content) // 2 - 4096)
