@@ -159,7 +159,7 @@ def _save(onnx_file: Path, folder: Path, example: NDArray[Any], *, run_id: str, 
         str(folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
         signature=_signature(model),
-        input_example=example,
+        input_example={model.graph.input[0].name: example},
         pip_requirements=[f"{name}=={installed_version(name)}" for name in ("onnx", "onnxruntime")],
         save_as_external_data=False,
     )

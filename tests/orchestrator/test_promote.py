@@ -188,7 +188,7 @@ def test_card_tells_what_it_is_and_its_four_lines_load_the_model(settings):
     (code,) = re.findall(r"```python\n(.*?)```", card, re.DOTALL)
     assert len(code.splitlines()) == 4
     example = mlflow.models.Model.load(folder).load_input_example(str(folder))
-    names = {"images": np.asarray(example, dtype=np.uint8)}
+    names = dict(example)
     exec(code, names)
     assert names["answers"].shape == (1, 10)
     assert names["answers"].sum() == pytest.approx(1, abs=1e-5)
