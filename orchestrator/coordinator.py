@@ -21,6 +21,7 @@ from orchestrator import (
     limits,
     names,
     packing,
+    provenance,
     pruning,
     recorded,
     tables,
@@ -157,6 +158,7 @@ class _Coordinator:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
         if self._has_ended() and not self._missing_exports():
             return self._outcome(was_complete=True, lag=0)
+        self._launch = self._record.add_launch(self._lease, self._row.id, provenance.collect_launch(self._study)).id
         with self._make_mirror(self._study.name, self._settings, self._monitor) as mirror:
             while not self._did_all(mirror):
                 self._signals.at_second = [mirror.kill]
@@ -457,6 +459,7 @@ class _Coordinator:
             threads=slot.threads,
             worker=_worker(slot),
             device=device_of(config, slot),
+            launch=self._launch,
         )
         self._send(trial, attempt, slot, executor)
 
@@ -464,7 +467,7 @@ class _Coordinator:
         """Send a trial that is on record."""
         is_promoted = trial.state is State.PAUSED and isinstance(self._pruner, AshaPause)
         device = device_of(trial.config, slot)
-        trial, attempt = self._record.start_attempt(self._lease, trial, _worker(slot), device)
+        trial, attempt = self._record.start_attempt(self._lease, trial, _worker(slot), device, self._launch)
         self._send(trial, attempt, slot, executor, is_promoted=is_promoted, alone=alone)
 
     def _send(

@@ -14,7 +14,7 @@ import logging
 import time
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
 from sqlalchemy import bindparam, delete, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
@@ -102,6 +102,15 @@ def _is_restart(error: BaseException | None) -> bool:
     state = getattr(error.orig, "sqlstate", None)
     is_server = type(error.orig).__module__.startswith("psycopg")
     return is_server and (state is None or str(state).startswith(RESTART_STATES))
+
+
+class _Start(NamedTuple):
+    """Where and when an attempt begins, and of which launch it is."""
+
+    worker: str
+    device: str
+    launch: int | None
+    at: float
 
 
 class Record:
@@ -297,6 +306,13 @@ class Record:
             return dict(session.execute(query).all())
 
     @_through_restarts
+    def launches(self, study_id: int, after: int = 0) -> Sequence[Launch]:
+        """All launches of a study, the first first, or those behind the one that has the id `after`."""
+        query = select(Launch).where(Launch.study_id == study_id, Launch.id > after).order_by(Launch.id)
+        with self.read() as session:
+            return session.scalars(query).all()
+
+    @_through_restarts
     def run_ids(self, study_id: int) -> dict[int, str]:
         """Trial number (or `PARENT`) -> MLflow run id, as far as the mirror has come."""
         with self.read() as session:
@@ -339,6 +355,15 @@ class Record:
         return study
 
     @_through_restarts
+    def add_launch(self, lease: Lease, study_id: int, provenance: dict[str, Any]) -> Launch:
+        """Write what a study is trained with from now on."""
+        with self.write(lease) as session:
+            launch = Launch(study_id=study_id, provenance=provenance, started_at=time.time())
+            session.add(launch)
+            session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
+            return launch
+
+    @_through_restarts
     def update_study(self, lease: Lease, study_id: int, spec: dict[str, Any]) -> None:
         """Replace what a study may change: trials, workers, timeout, export."""
         with self.write(lease) as session:
@@ -369,14 +394,17 @@ class Record:
         threads: int,
         worker: str,
         device: str = "cpu",
+        launch: int | None = None,
     ) -> tuple[Trial, Attempt]:
         """Write the next trial of a study and that it is tried on `worker`, in one transaction."""
         new = {"study_id": study_id, "params": params, "config": config, "threads": threads, "confirms": None}
-        return self._start_trial(lease, new, worker, device, time.time())
+        return self._start_trial(lease, new, _Start(worker, device, launch, time.time()))
 
-    def start_attempt(self, lease: Lease, trial: Trial, worker: str, device: str = "cpu") -> tuple[Trial, Attempt]:
+    def start_attempt(
+        self, lease: Lease, trial: Trial, worker: str, device: str = "cpu", launch: int | None = None
+    ) -> tuple[Trial, Attempt]:
         """Write that a trial is tried (again) on `worker`; return it as it is now."""
-        return self._start_attempt(lease, trial.id, worker, device, time.time())
+        return self._start_attempt(lease, trial.id, _Start(worker, device, launch, time.time()))
 
     @_through_restarts
     def _add_trial(self, lease: Lease, new: dict[str, Any], now: float) -> Trial:
@@ -384,20 +412,16 @@ class Record:
             return _insert_trial(session, new, now)
 
     @_through_restarts
-    def _start_trial(
-        self, lease: Lease, new: dict[str, Any], worker: str, device: str, now: float
-    ) -> tuple[Trial, Attempt]:
+    def _start_trial(self, lease: Lease, new: dict[str, Any], start: _Start) -> tuple[Trial, Attempt]:
         with self.write(lease) as session:
-            trial = _insert_trial(session, new, now)
-            return trial, _insert_attempt(session, trial, worker, device, now)
+            trial = _insert_trial(session, new, start.at)
+            return trial, _insert_attempt(session, trial, start)
 
     @_through_restarts
-    def _start_attempt(
-        self, lease: Lease, trial_id: int, worker: str, device: str, now: float
-    ) -> tuple[Trial, Attempt]:
+    def _start_attempt(self, lease: Lease, trial_id: int, start: _Start) -> tuple[Trial, Attempt]:
         with self.write(lease) as session:
             trial = session.get_one(Trial, trial_id)
-            return trial, _insert_attempt(session, trial, worker, device, now)
+            return trial, _insert_attempt(session, trial, start)
 
     def add_epochs(self, lease: Lease, trial: Trial, epochs: Iterable[Epoch]) -> None:
         """Write finished epochs of one trial; one that is there already keeps its first values."""
@@ -517,8 +541,10 @@ class Record:
             numbers = select(Trial.id).where(Trial.study_id == study_id).scalar_subquery()
             for of_trial in (Epoch, Attempt, Export):
                 session.execute(delete(of_trial).where(of_trial.trial_id.in_(numbers)))
-            for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun, Launch):
+            for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun):
                 session.execute(delete(of_study).where(of_study.study_id == study_id))
+            kept = select(Attempt.launch).where(Attempt.launch.is_not(None))  # by a later version of it
+            session.execute(delete(Launch).where(Launch.study_id == study_id, Launch.id.not_in(kept)))
             session.execute(delete(Study).where(Study.id == study_id))
 
 
@@ -535,18 +561,24 @@ def _insert_trial(session: Session, new: dict[str, Any], now: float) -> Trial:
     return trial
 
 
-def _insert_attempt(session: Session, trial: Trial, worker: str, device: str, now: float) -> Attempt:
+def _insert_attempt(session: Session, trial: Trial, start: _Start) -> Attempt:
     newest = select(Attempt).where(Attempt.trial_id == trial.id).order_by(Attempt.number.desc()).limit(1)
     last = session.scalar(newest)
-    if last is not None and last.started_at == now:
+    if last is not None and last.started_at == start.at:
         return last  # its answer got lost
     number = 1 if last is None else last.number + 1
     attempt = Attempt(
-        trial_id=trial.id, number=number, state=State.RUNNING, worker=worker, device=device, started_at=now
+        trial_id=trial.id,
+        number=number,
+        state=State.RUNNING,
+        worker=start.worker,
+        device=start.device,
+        launch=start.launch,
+        started_at=start.at,
     )
     session.add(attempt)
     trial.state = State.RUNNING
-    trial.started_at = trial.started_at or now
+    trial.started_at = trial.started_at or start.at
     session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
     return attempt
 

@@ -175,15 +175,24 @@ def change_budget(study: Study, arguments: Sequence[str]) -> Study:
     return study.model_copy(update={"budget": budget})
 
 
+def made_of(study: Study) -> dict[str, str]:
+    """The part of a study's identity that lies outside the record, as it is now: `code`, `data` and `split`.
+
+    Raises:
+        UsageError: the recipe or the data are not there.
+    """
+    code = _load_recipe(f"recipe={study.recipe}").code_hash
+    data, split = _fingerprints(study.fixed)
+    return {"code": code, "data": data, "split": split}
+
+
 def check_unchanged(study: Study) -> None:
     """See that what a recorded study is made of is still there.
 
     Raises:
         UsageError: the recipe's code or the data are others now.
     """
-    recipe = _load_recipe(f"recipe={study.recipe}")
-    now = {"code": recipe.code_hash, "data": "", "split": ""}
-    now["data"], now["split"] = _fingerprints(study.fixed)
+    now = made_of(study)
     then = {name: study.identity[name] for name in now}
     if lines := differences(then, now):
         raise UsageError(f"study {study.name!r} cannot go on, what it is made of has changed: {'; '.join(lines)}")

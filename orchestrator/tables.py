@@ -143,8 +143,8 @@ class Launch(Base):
 
     __tablename__ = "launches"
     id: Mapped[int] = mapped_column(_Id, primary_key=True)
-    study_id: Mapped[int] = mapped_column(ForeignKey("studies.id"))
-    provenance: Mapped[dict[str, Any]]
+    study_id: Mapped[int] = mapped_column(index=True)  # which may be gone: a later version of it keeps attempts of it
+    provenance: Mapped[dict[str, Any]]  # see `provenance.collect_launch`
     started_at: Mapped[float]
 
 

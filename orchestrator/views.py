@@ -17,6 +17,8 @@ from orchestrator.tables import MirrorRun, Reason, State, Study
 from recipes.speed import ALL_SPEED_METRICS
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from orchestrator.monitor import Outcome
     from orchestrator.settings import Settings
     from orchestrator.store import Record
@@ -129,6 +131,18 @@ def find_study_or_trial(record: Record, reference: str) -> tuple[Study, int | No
         return record.study(reference), None  # whose error offers the nearest name
 
 
+def best_trial(record: Record, study: Study) -> int:
+    """The number of a study's best trial.
+
+    Raises:
+        UsageError: none is complete yet.
+    """
+    leaders = compare.ranked(record.trials(study.id), record.epochs(study.id), of_spec(study.spec))
+    if not leaders:
+        raise UsageError(f"study {study.name!r} has no complete trial yet")
+    return leaders[0].number
+
+
 def trial_details(record: Record, settings: Settings, study: Study, number: int) -> dict[str, Any]:
     """Everything that the record holds of one trial."""
     trial = record.trial(study.id, number)
@@ -150,6 +164,7 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "threads": trial.threads,
         "run_id": record.run_ids(study.id).get(number),
         "folder": _last_folder(record, settings, study, number),
+        "ran_with": _ran_with(record.provenance(study, attempts[-1])) if attempts else {},
         "model": {name: value for name, value in told.items() if name in MODEL_METRICS},
         "speed": {name: value for name, value in told.items() if name in ALL_SPEED_METRICS},
         "config": trial.config,
@@ -170,6 +185,18 @@ def trial_details(record: Record, settings: Settings, study: Study, number: int)
         "onnx": {"sha256": export.sha256, "max_difference": export.max_difference, "error": export.error}
         if export
         else None,
+    }
+
+
+def _ran_with(provenance: Mapping[str, Any]) -> dict[str, Any]:
+    """What an attempt ran with, but for the long parts of it."""
+    found = {name: provenance.get(name) for name in ("command", "folder", "commit", "machine")}
+    hardware = provenance.get("hardware", {})
+    return {
+        **found,
+        "uncommitted": bool(provenance.get("diff")),
+        "cpu": hardware.get("cpu"),
+        **provenance.get("versions", {}),
     }
 
 

@@ -20,7 +20,7 @@ from orchestrator.cli.shared import (
     the_settings,
     workers,
 )
-from orchestrator.errors import EXIT_TRIALS_FAILED, UsageError, printable
+from orchestrator.errors import EXIT_TRIALS_FAILED, RefusedError, UsageError, printable
 
 if TYPE_CHECKING:
     from orchestrator.forkserver import ForkServer
@@ -105,6 +105,36 @@ def resume(
             recorded = from_record(one_study(record, study))
         studies.check_unchanged(recorded)
         return _run(studies.change_budget(recorded, keys or []), server, resume=True)
+
+
+@app.command(no_args_is_help=True)
+def reproduce(
+    target: Annotated[
+        str, typer.Argument(metavar="TRIAL|STUDY", help="As of `orch show`, or a study's best.", show_default=False)
+    ],
+    check: Annotated[int, typer.Option(metavar="N", min=0, help="Only the first N epochs; 0 is all of them.")] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Train a trial again from what is on record, and compare its losses: same bits, within tolerance, or other.
+
+    It says what differs: code, packages, data, seed, threads or device. Other losses end it with exit code 3.
+    """
+    with workers() as server:
+        from orchestrator import render, views
+        from orchestrator import reproduce as reproduction
+
+        with open_record() as record:
+            study, number = views.find_study_or_trial(record, target)
+            best = views.best_trial(record, study) if number is None else number
+        tell = (lambda _: None) if as_json else (lambda line: print(line, flush=True))
+        found = reproduction.reproduce(the_settings(), study.name, best, server, check=check, tell=tell)
+    if as_json:
+        print_json(found.to_json())
+    else:
+        render.show_pairs({**found.same, **{name: f"differs: {told}" for name, told in found.differs.items()}})
+        print(printable(found.line()))
+    if not found.holds:
+        sys.exit(RefusedError.exit_code)
 
 
 def _show(planned: Plan) -> None:

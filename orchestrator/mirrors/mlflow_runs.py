@@ -19,6 +19,7 @@ import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
@@ -44,7 +45,7 @@ from orchestrator.mirrors.mlflow_store import (
     time_for_files,
     wait_for_no_disk,
 )
-from orchestrator.mirrors.mlflow_tags import study_params, study_tags, trial_tags
+from orchestrator.mirrors.mlflow_tags import launch_files, study_params, study_tags, trial_tags
 from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 from recipes.config import objective_of
@@ -134,6 +135,7 @@ class MlflowRuns:
         self._runs: dict[int, _Run] = {}
         self._lost: dict[int, str] = {}  # trial -> id of a run that someone deleted
         self._recorded: dict[int, str] = {}
+        self._launches: dict[int, dict[str, Any]] = {}  # id -> what it ran with
         self._best_step: int | None = None  # last step of the parent's best value; None is not known yet
         self._has_doubt = False  # a call to create a run failed, which may yet have made one
 
@@ -303,6 +305,18 @@ class MlflowRuns:
         if parent.num_params < len(params):
             batch.params = params
         self._send(parent, batch)
+        self._add_launches(parent, study)
+
+    def _add_launches(self, parent: _Run, study: Study) -> None:
+        """Write what each launch ran with as files of the parent run: whoever trains a trial again needs it."""
+        for launch in self._record.launches(study.id, after=max(self._launches, default=0)):
+            tag = f"orch.launch.{launch.id}"
+            if tag not in parent.tags:
+                with time_for_files():
+                    for name, text in launch_files(launch.provenance).items():
+                        self._client.log_text(parent.id, text, f"launches/{launch.id}/{name}")
+                self._send(parent, _Batch(tags={tag: datetime.fromtimestamp(launch.started_at, UTC).isoformat()}))
+            self._launches[launch.id] = launch.provenance
 
     def _apply_result(self, study: Study) -> None:
         """Write the best value so far, by the number of ended trials, and whether the study is complete."""
@@ -339,7 +353,8 @@ class MlflowRuns:
         trial = snapshot.trial
         if trial.started_at is None or trial.number in self._lost:
             return
-        tags = {**trial_tags(study, snapshot, self._key), PARENT_TAG: self._parent_id()}
+        launch = self._launches.get(snapshot.attempts[-1].launch or 0) if snapshot.attempts else None
+        tags = {**trial_tags(study, snapshot, self._key, launch), PARENT_TAG: self._parent_id()}
         run = self._runs.get(trial.number)
         if run is None:
             run = self._create(trial.number, f"{study.name} #{trial.number}", trial.started_at, _but_state(tags))

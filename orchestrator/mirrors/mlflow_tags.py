@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.space import describe
@@ -38,12 +39,21 @@ def study_tags(study: Study, key: str) -> dict[str, str]:
     return _prefixed(found)
 
 
-def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
-    """Tags of a trial's run, as the trial is now."""
+def trial_tags(study: Study, snapshot: Snapshot, key: str, launch: Mapping[str, Any] | None) -> dict[str, str]:
+    """Tags of a trial's run, as the trial is now; `launch` is what its last attempt ran with, where that is known.
+
+    Of those that MLflow's UI shows of every run, there are its source and commit.
+    """
     trial = snapshot.trial
-    versions = study.spec.get("provenance", {}).get("versions", {})
+    ran_with = launch or study.spec.get("provenance", {})
+    versions = ran_with.get("versions", {})
     found = {
         **_common_tags(study, key),
+        "commit": ran_with.get("commit"),
+        "uncommitted": "yes" if ran_with.get("diff") else None,
+        "command": ran_with.get("command"),
+        "threads": trial.threads,
+        "launch": snapshot.attempts[-1].launch if snapshot.attempts else None,
         "seed": trial.config.get("seed"),
         "device": snapshot.attempts[-1].device if snapshot.attempts else None,
         "orch_version": versions.get("orch"),
@@ -57,7 +67,27 @@ def trial_tags(study: Study, snapshot: Snapshot, key: str) -> dict[str, str]:
         "reason": trial.reason.value if trial.reason else None,
         "message": trial.message,
     }
-    return _prefixed(found)
+    return {**_prefixed(found), **_source(ran_with)}
+
+
+def launch_files(provenance: Mapping[str, Any]) -> dict[str, str]:
+    """What a launch ran with, as texts by the names of files: for people, `pip install -r` and `git apply`."""
+    files = {
+        "launch.json": json.dumps({k: v for k, v in provenance.items() if k not in {"diff", "packages"}}, indent=1),
+        "packages.txt": "".join(f"{name}=={version}\n" for name, version in provenance["packages"].items()),
+        "uncommitted.diff": provenance["diff"],
+    }
+    return {name: text for name, text in files.items() if text}
+
+
+def _source(ran_with: Mapping[str, Any]) -> dict[str, str]:
+    command, commit = ran_with.get("command"), ran_with.get("commit")
+    shown = {
+        "mlflow.source.name": command,
+        "mlflow.source.type": command and "LOCAL",
+        "mlflow.source.git.commit": commit,
+    }
+    return {name: value for name, value in shown.items() if value}
 
 
 def _origin(study: Study, number: int) -> str | None:

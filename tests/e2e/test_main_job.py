@@ -30,6 +30,13 @@ def test_sweep_is_compared_promoted_and_used(tmp_path):
     assert best["run_id"]
     assert "lr" in best["params"]
 
+    again = orch.json("reproduce", "mlp-digits")
+    assert (again["trial"], again["verdict"]) == (f"mlp-digits/{best['trial']}", "same bits")
+    assert again["epochs"] == rows[0]["epochs"]
+    assert set(again["same"]) == {"code", "packages", "data", "seed", "threads", "device"}
+    ran_with = orch.json("show", str(best["trial"]))["ran_with"]
+    assert ran_with["command"] == "orch sweep recipe=mlp trials=6 epochs=4 export=top:2"
+
     tried = orch.json("promote", "--dry-run", "max_size_mb=1")
     assert (tried["version"], tried["gates"][-1]["name"]) == (None, "size_mb")
     refused = orch("promote", "mlp-digits", "min_metric=1", code=3)

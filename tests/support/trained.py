@@ -7,7 +7,7 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import compare, tables, worker
+from orchestrator import compare, provenance, tables, worker
 from orchestrator.executors import EpochEnded, Exported, ExportSpec, TrialEnded, TrialSpec
 from orchestrator.leases import Holding
 from orchestrator.store import Record
@@ -57,9 +57,10 @@ def add_study(
     )
     with closing(Record.open(settings.record_url, create=True)) as record, Holding(record, f"study:{name}") as lease:
         record.create_study(lease, row)
+        launch = record.add_launch(lease, row.id, provenance.collect_launch(study)).id
         for fields in trials:
             config = flatten(make(cnn.Config, {**study.fixed, **STRONG, **fields}))
-            _add_trial(settings, record, lease, row, config, export=export)
+            _add_trial(settings, record, lease, row, config, launch, export=export)
 
 
 def delete_study(settings: Settings, name: str = "cnn-digits") -> None:
@@ -70,10 +71,17 @@ def delete_study(settings: Settings, name: str = "cnn-digits") -> None:
 
 
 def _add_trial(
-    settings: Settings, record: Record, lease: Lease, study: tables.Study, config: dict[str, Any], *, export: bool
+    settings: Settings,
+    record: Record,
+    lease: Lease,
+    study: tables.Study,
+    config: dict[str, Any],
+    launch: int,
+    *,
+    export: bool,
 ) -> None:
     trial = record.add_trial(lease, study.id, params={"lr": config["lr"]}, config=config, threads=1)
-    _, attempt = record.start_attempt(lease, trial, "test")
+    _, attempt = record.start_attempt(lease, trial, "test", launch=launch)
     folder = settings.attempt_folder(study.name, trial.number, attempt.number)
     place = {"study": study.name, "trial": trial.number, "attempt": attempt.number, "recipe": "cnn", "config": config}
     *epochs, ended = _run(
