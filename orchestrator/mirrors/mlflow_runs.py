@@ -149,6 +149,7 @@ class MlflowRuns:
             self._find_runs()
             self._save_runs()
             self._best_step = None
+            self._launches.clear()
         for number, run_id in self._lost.items():
             self._tell_deleted(number, run_id)
         return {number for number, trial in progress.items() if self._lacks(number, trial)}

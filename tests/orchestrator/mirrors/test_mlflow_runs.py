@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import math
 import os
 import shutil
@@ -89,6 +90,39 @@ def test_trial_is_a_run_with_all_that_is_known_of_it(sweep):
     assert artifact(run, "checkpoint/best.safetensors").read_bytes() == checkpoint
     assert artifact(run, "onnx/model.onnx").read_bytes() == model
     assert sweep.record.run_ids(sweep.study.id) == {n: found.info.run_id for n, found in runs.items()}
+
+
+def test_what_a_launch_ran_with_is_at_the_parent_and_named_by_its_trials(sweep):
+    ran_with = {
+        **sweep.study.spec["provenance"],
+        "commit": "5eed",
+        "command": "orch sweep recipe=cnn",
+        "packages": {"numpy": "2.4.0", "torch": "2.15.0"},
+        "diff": "diff --git a/x b/x\n",
+        "folder": "/home/me",
+    }
+    trial = sweep.start()
+    sync(sweep.settings)
+    launch = sweep.record.add_launch(sweep.lease, sweep.study.id, ran_with).id
+    sweep.record.start_attempt(sweep.lease, trial, "host/cpu0", launch=launch)
+    sync(sweep.settings)
+    sync(sweep.settings)
+    client, runs = runs_of(sweep.settings)
+    wanted = {
+        "orch.launch": str(launch),
+        "orch.commit": "5eed",
+        "orch.uncommitted": "yes",
+        "orch.command": "orch sweep recipe=cnn",
+        "orch.threads": "1",
+        "mlflow.source.name": "orch sweep recipe=cnn",
+        "mlflow.source.git.commit": "5eed",
+    }
+    assert {name: runs[0].data.tags.get(name) for name in wanted} == wanted
+    folder = artifact(runs[-1], f"launches/{launch}")
+    assert (folder / "packages.txt").read_text() == "numpy==2.4.0\ntorch==2.15.0\n"
+    assert (folder / "uncommitted.diff").read_text() == "diff --git a/x b/x\n"
+    assert json.loads((folder / "launch.json").read_text())["folder"] == "/home/me"
+    assert [entry.path for entry in client.list_artifacts(runs[-1].info.run_id, "launches")] == [f"launches/{launch}"]
 
 
 def test_commits_wait_for_the_disk_in_the_record_and_not_in_mlflow(sweep):
