@@ -5,8 +5,6 @@ from __future__ import annotations
 import hashlib
 import queue
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -16,8 +14,8 @@ from orchestrator.errors import UsageError
 from orchestrator.executors import EpochEnded, ExportSpec, TrialEnded, TrialFailed, TrialPaused, TrialSpec
 from orchestrator.tables import Reason
 from recipes.checkpoint import newest
-from tests.support.orch import COUNTING, wait_until
-from tests.support.ports import free_ports
+from tests.support import object_store
+from tests.support.orch import COUNTING
 
 
 @pytest.fixture(autouse=True)
@@ -243,22 +241,11 @@ def test_earlier_study_of_that_name_left_nothing_that_counts(store, tmp_path):
 def bucket(tmp_path, monkeypatch):
     fs = pytest.importorskip("s3fs")
     pytest.importorskip("moto")
-    port = free_ports()
-    for name, value in {"ENDPOINT_URL": f"http://127.0.0.1:{port}", "DEFAULT_REGION": "us-east-1"}.items():
-        monkeypatch.setenv(f"AWS_{name}", value)
-    for name in ("ACCESS_KEY_ID", "SECRET_ACCESS_KEY"):
-        monkeypatch.setenv(f"AWS_{name}", "any")
-    with (tmp_path / "moto.log").open("wb") as output:
-        server = subprocess.Popen(
-            [sys.executable, "-m", "moto.server", "-p", str(port)], stdout=output, stderr=output, start_new_session=True
-        )
-    try:
-        wait_until(lambda: b"Running on" in (tmp_path / "moto.log").read_bytes(), what="the S3 server")
+    with object_store.running(tmp_path) as (address, server):
+        for name, value in {**object_store.CREDENTIALS, "AWS_ENDPOINT_URL": address}.items():
+            monkeypatch.setenv(name, value)
         fs.S3FileSystem(skip_instance_cache=True).mkdir("bucket")
         yield "s3://bucket/folder", server
-    finally:
-        server.kill()
-        server.wait()
 
 
 @pytest.mark.slow
