@@ -21,7 +21,7 @@ from orchestrator import promote as promote_module
 from orchestrator.card import plain
 from orchestrator.control import set_budget
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UnknownNameError, UsageError
-from orchestrator.leases import Holding
+from orchestrator.leases import Holding, holder_of
 from orchestrator.models import resolve_model
 from orchestrator.promote import history, promote, rollback
 from orchestrator.settings import HOME_VARIABLE, Settings
@@ -29,6 +29,7 @@ from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion, Study
 from recipes import data
 from recipes.config import DatasetConfig
+from tests.support.orch import Orch, wait_until
 from tests.support.sweeps import settings_of
 from tests.support.trained import STRONG, WEAK, add_study, delete_study
 
@@ -479,6 +480,31 @@ def test_unknown_names_and_unfinished_studies_are_one_line(settings):
 
 
 # -- others at the same time, and kills
+
+
+@pytest.mark.slow
+def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(settings, tmp_path):
+    """The first is stopped for a while as soon as it holds the model, so that they surely meet."""
+    orch = Orch(tmp_path)
+    with orch.running("promote", NAME) as first:
+        wait_until(lambda: holder(settings) == first.pid, what="the first to hold the model")
+        orch.stop_between_writes(first)
+        refused = orch("promote", NAME, code=5)
+        assert f"process {first.pid} " in refused.stderr
+        assert "about to move @champion" in refused.stderr
+        assert refused.stderr.count("\n") == 1
+        os.kill(first.pid, signal.SIGCONT)
+        out, err = first.communicate(timeout=120)
+        assert first.returncode == 0, f"{out}\n{err}"
+    assert aliases_of(settings) == {"champion": "1"}
+    assert ledger_of(settings) == [("promoting", None, "1"), ("promote", None, "1")]
+
+
+def holder(settings: Settings) -> int | None:
+    """Which process holds the right to move the model's aliases."""
+    with closing(Record.open(settings.record_url)) as record:
+        found = holder_of(record, f"model:{NAME}")
+    return found["pid"] if found else None
 
 
 @pytest.mark.slow
