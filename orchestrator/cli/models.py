@@ -54,10 +54,11 @@ def promote(
     max_size_mb. A gate that is not passed ends it with exit code 3, and nothing is moved.
     """
     from orchestrator import views
+    from orchestrator.budget import GATES
     from orchestrator.promote import check_alias
     from orchestrator.promote import promote as promote_trial
 
-    if "=" in target:  # a limit, of the only study
+    if target.partition("=")[0] in GATES:  # of the only study
         target, limits = "", [target, *(limits or [])]
     check_alias(alias)
     study, number = None, None
