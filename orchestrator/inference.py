@@ -38,6 +38,11 @@ FOLDER_OF_OTHER_FILES = "session.model_external_initializers_file_folder_path"
 MODES = {1: "L", 3: "RGB"}  # number of channels -> Pillow's mode
 
 
+def providers() -> list[str]:
+    """What onnxruntime could compute on here."""
+    return list(onnxruntime.get_available_providers())
+
+
 class Model:
     """An ONNX model as `recipes.export` writes it: pictures `(B, H, W, C)` uint8, or rows of a table, to answers."""
 

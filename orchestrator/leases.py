@@ -82,7 +82,7 @@ def holder_of(record: Record, name: str) -> dict[str, Any] | None:
     """The process that holds a lease, as far as can be seen from here: host, pid, and `paused` if it is."""
     with record.read() as session:
         row = session.get(LeaseRow, name)
-    return None if row is None or _is_gone(row.holder) else row.holder
+    return None if row is None or is_gone(row.holder) else row.holder
 
 
 def mark_paused(record: Record, lease: Lease, *, paused: bool) -> None:
@@ -102,7 +102,7 @@ def _acquire(record: Record, name: str) -> Lease:
     while True:
         with record.write() as session:
             row = _locked_row(session, name)
-            if _is_gone(row.holder) or (seen == (row.token, row.counter) and looks_left <= 0):
+            if is_gone(row.holder) or (seen == (row.token, row.counter) and looks_left <= 0):
                 row.token += 1
                 row.holder = _this_process()
                 return Lease(name=name, token=row.token)
@@ -126,7 +126,7 @@ def _this_process() -> dict[str, Any]:
     return {"host": socket.gethostname(), "boot": _boot_id(), "pid": os.getpid(), "started": _started(os.getpid())}
 
 
-def _is_gone(holder: dict[str, Any] | None) -> bool:
+def is_gone(holder: dict[str, Any] | None) -> bool:
     """Whether the holder released the lease or was a process of this host that no longer lives."""
     if holder is None:
         return True

@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from orchestrator.settings import Settings
 
 MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
+STUDY = "orch.study"  # a tag of runs and versions
 MAX_DESCRIPTION = 5000  # of a version, in MLflow's tables
 # A server that is gone is told in seconds; MLflow by itself tries for four minutes.
 ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20", "MLFLOW_DISABLE_TELEMETRY": "true"}
@@ -66,6 +67,13 @@ class Registry:
                     return {}
                 raise
         return {alias: str(version) for alias, version in found.aliases.items()}
+
+    def running_studies(self) -> set[str]:
+        """Names of the studies that have runs which are shown as running."""
+        with self._told():
+            experiments = [found.experiment_id for found in self._client.search_experiments()]
+            runs = self._client.search_runs(experiments, "attributes.status = 'RUNNING'") if experiments else []
+        return {run.data.tags[STUDY] for run in runs if STUDY in run.data.tags}
 
     def point(self, model: str, alias: str, version: str) -> None:
         """Move an alias; it names one version before and after, never none."""

@@ -15,8 +15,9 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
     {"cli", "notebook"},
-    {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
+    {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.housekeeping"},
     {"cli.shared"},
+    {"doctor"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
     {
