@@ -103,6 +103,13 @@ class Registry:
             )
             return str(made.version)
 
+    def store(self, run_id: str, name: str, data: bytes) -> None:
+        """Make a file an artifact of a run; one of that name is replaced."""
+        with tempfile.TemporaryDirectory() as folder, self._told(), time_for_files():
+            file = Path(folder) / name
+            file.write_bytes(data)
+            self._client.log_artifact(run_id, str(file))
+
     def local_file(self, model: str, version: str) -> Path | None:
         """The ONNX file of a version where artifacts are files of this machine, else None."""
         folder = local_path(self._location(model, version))

@@ -17,6 +17,12 @@ LAYERS = [
     {"cli", "notebook"},
     {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
+    {"reports.report"},
+    {"reports.page"},
+    {"reports.sections", "reports.charts", "reports.parallel", "reports.timeline"},
+    {"reports.markup", "reports.retyped"},
+    {"reports.parts"},
+    {"reports.findings", "reports"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
     {
@@ -40,7 +46,19 @@ LAYERS = [
     {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
     {"carrier"},
-    {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
+    {
+        "registry",
+        "ledger",
+        "gates",
+        "inference",
+        "compare",
+        "importances",
+        "search",
+        "samplers",
+        "recent",
+        "provenance",
+        "worker",
+    },
     {"names"},
     {"mirrors", "mirrors.mlflow_store"},
     {
@@ -69,7 +87,8 @@ ALLOWED_UPWARDS = {
 }
 THIRD_PARTY = {
     "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
-    "optuna": {"search", "samplers", "recent", "importing", "mirrors.optuna_storage"},
+    "optuna": {"search", "samplers", "recent", "importing", "importances", "mirrors.optuna_storage"},
+    "plotly": {"reports.charts"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
     "onnxruntime": {"inference"},
