@@ -13,7 +13,7 @@ from orchestrator.errors import OrchError
 from orchestrator.evaluate import answers
 from orchestrator.importances import importances
 from orchestrator.objectives import of_spec
-from orchestrator.recorded import IMPORTED
+from orchestrator.recorded import IMPORTED, PROVENANCE
 from orchestrator.tables import ARCHIVED, State
 from recipes.config import objective_of
 
@@ -80,6 +80,7 @@ class Findings:
     failures: list[tuple[str, int]]  # what was said, and of how many trials
     winner: Trial | None
     device: str  # of the winner
+    ran_with: dict[str, Any]  # what the winner's last attempt ran with, else what the study began with
     answers: Answers | None
     no_answers: str  # why a winner has none, in a line
 
@@ -108,6 +109,7 @@ def findings(settings: Settings, record: Record, study: Study) -> Findings:
     rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), space, named)
     rows = [row for row in rows if row["confirms"] is None]
     winner = next(iter(compare.ranked(trials, epochs, named)), None)
+    last = next((each for number, each in reversed(attempts) if winner and number == winner.number), None)
     found, why = _answers(settings, study, winner)
     return Findings(
         study=study,
@@ -124,7 +126,8 @@ def findings(settings: Settings, record: Record, study: Study) -> Findings:
         importances=_importances(study, trials, rows),
         failures=_failures(trials),
         winner=winner,
-        device=next((each.device for number, each in reversed(attempts) if winner and number == winner.number), ""),
+        device=last.device if last else "",
+        ran_with=record.provenance(study, last) if last else study.spec.get(PROVENANCE, {}),
         answers=found,
         no_answers=why,
     )

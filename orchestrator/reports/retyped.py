@@ -68,6 +68,11 @@ def train_command(row: Study, trial: Trial) -> str:
     return _command("train", given | typed)
 
 
+def reproduce_command(title: str, trial: Trial) -> str:
+    """The command that trains a trial again and holds it against what is on record."""
+    return shlex.join(["orch", "reproduce", f"{title}/{trial.number}"])
+
+
 def _changed(row: Study, values: Mapping[str, Any]) -> dict[str, Any]:
     """Fields that are not the recipe's own; all of them where the recipe is gone."""
     try:
@@ -87,7 +92,10 @@ def _of_command(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def _budget(budget: Mapping[str, Any]) -> dict[str, Any]:
     """Keys of the budget that say how it is searched; where it runs, and for how long, is another machine's."""
-    own, kept = Budget().model_dump(), ("trials", "sampler", "pruner", "confirm", "max_epochs_total", "target_value")
+    own, kept = (
+        Budget().model_dump(),
+        ("trials", "sampler", "pruner", "confirm", "max_epochs_total", "target_value", "patience"),
+    )
     return {
         key: budget[name]
         for key, name in BUDGET_KEYS.items()

@@ -158,21 +158,35 @@ def failures(found: Findings) -> str:
 
 def reproduction(found: Findings) -> str:
     """What to type, and what it was made with."""
-    row, provenance, best = found.study, found.study.spec.get(PROVENANCE, {}), found.winner
-    parts = [note("It was not begun here, so that there is no command to give.")] if found.is_imported else []
-    if not found.is_imported:
+    row, ran_with, best = found.study, found.ran_with, found.winner
+    if found.is_imported:
+        parts = [note("It was not begun here, so that there is no command to give.")]
+    else:
         files = {retyped.study_file_name(row): retyped.study_file(row), retyped.QUEUE_FILE: retyped.queue_file(row)}
-        parts += [block(f"The study, with this as {name}:", text) for name, text in files.items() if text]
+        parts = [block(f"The study, with this as {name}:", text) for name, text in files.items() if text]
         parts.append(f"<pre>{safe(retyped.study_command(row))}</pre>")
-        parts += [block("The winner alone:", retyped.train_command(row, best))] if best else []
+    if best and not found.is_imported:
+        parts.append(block("The winner, from what is on record:", retyped.reproduce_command(found.title, best)))
+        parts.append(block("Its configuration, anywhere:", retyped.train_command(row, best)))
     facts = {
-        "commit": provenance.get("commit"),
-        **provenance.get("versions", {}),
-        "machine": provenance.get("machine"),
+        "typed": ran_with.get("command"),
+        "commit": ran_with.get("commit"),
+        "not committed": f"{len(ran_with['diff'].splitlines()):,} lines of changes" if ran_with.get("diff") else "",
+        **ran_with.get("versions", {}),
+        "machine": " · ".join(_machine(ran_with)),
         "winner's device": found.device,
         "winner's threads": best.threads if best and not found.is_imported else "",
-        "data": provenance.get("data_fingerprint"),
-        "split": provenance.get("split_fingerprint"),
+        "data": ran_with.get("data_fingerprint"),
+        "split": ran_with.get("split_fingerprint"),
         "recipe's code": row.spec.get("code_hash"),
     }
     return "".join(parts) + table(["", ""], [[name, value] for name, value in facts.items() if value])
+
+
+def _machine(ran_with: Mapping[str, Any]) -> Iterable[str]:
+    hardware = ran_with.get("hardware", {})
+    if ran_with.get("machine"):
+        yield str(ran_with["machine"])
+    if hardware:
+        yield f"{hardware['cpu']}, {hardware['cores']} cores, {hardware['memory_bytes'] / 1e9:.0f} GB"
+        yield from hardware["gpus"]
