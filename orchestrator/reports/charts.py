@@ -266,6 +266,7 @@ def confusion(answers: Answers) -> Chart | None:
     for axis in layout.values():
         axis |= {"showgrid": False, "fixedrange": True, **ticks}
     layout["yaxis"]["autorange"] = "reversed"
+    layout["margin"] = {"l": 8, "r": 12, "t": 8, "b": 8}
     layout["xaxis"]["tickangle"] = 0 if max(map(len, names)) <= MAX_LEVEL else -45
     is_part = len(chosen) < len(matrix)
     return Chart(

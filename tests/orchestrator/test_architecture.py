@@ -39,7 +39,13 @@ LAYERS = [
     },
     {"card"},
     {"examination"},
-    {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
+    {
+        "mirrors.mlflow_runs",
+        "mirrors.mlflow_tabs",
+        "mirrors.mlflow_tags",
+        "mirrors.optuna_storage",
+        "mirrors.tensorboard_events",
+    },
     {"predictions"},
     {"leaders", "limits", "standing", "company", "attempt_files"},
     {"rungs"},
@@ -86,7 +92,7 @@ ALLOWED_UPWARDS = {
     ("store", "leases"),  # for types only
 }
 THIRD_PARTY = {
-    "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "registry"},
+    "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "mirrors.mlflow_tabs", "registry"},
     "optuna": {"search", "samplers", "recent", "importing", "importances", "mirrors.optuna_storage"},
     "plotly": {"reports.charts"},
     "cmaes": {"samplers"},
