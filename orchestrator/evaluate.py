@@ -17,11 +17,14 @@ from recipes.checkpoint import BEST
 if TYPE_CHECKING:
     from pathlib import Path
 
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor, nn
 
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
     from recipes.data import Dataset, ImageInfo, Split
+    from recipes.pictures import Mistake
 
 NUM_MISTAKES = 10
 SPLITS = ("train", "val", "test")
@@ -52,19 +55,61 @@ def evaluate(
     if pictures is not None and not has_classes:
         raise UsageError(f"mistakes are drawn of classes; {study!r} has task={info.task}")
     outputs = metrics.outputs_of(trained.model, images, info)
-    confusion = metrics.confusion(outputs, images.labels) if has_classes else []
     if pictures is not None:
         _draw(pictures, outputs, images, info)
+    return {"study": study, "trial": trained.trial, "split": split, **_figures(outputs, images, info)}
+
+
+def _figures(outputs: Tensor, images: Split, info: ImageInfo) -> dict[str, Any]:
+    from recipes import metrics
+
+    confusion = metrics.confusion(outputs, images.labels) if info.task == "classification" else []
     return {
-        "study": study,
-        "trial": trained.trial,
-        "split": split,
         "images": len(images.labels),
         "metrics": metrics.summary(outputs, images.labels, info),
         "classes": metrics.by_class(outputs, images.labels, info),
         "confusion": confusion,
         "mistakes": metrics.most_confused(confusion, info.class_names, NUM_MISTAKES),
     }
+
+
+@dataclass(frozen=True, kw_only=True)
+class Answers:
+    """What a trial makes of the validation images: the figures of `evaluate`, and its worst mistakes.
+
+    `pixels` `(C, H, W)` uint8 are those of the mistakes, one each; there are none of rows of a table, and of a task
+    without classes there are no mistakes.
+    """
+
+    trial: int
+    figures: dict[str, Any]
+    num_mistakes: int
+    mistakes: list[Mistake]
+    pixels: list[NDArray[np.uint8]]
+
+
+def answers(settings: Settings, study: str, number: int, *, most: int) -> Answers:
+    """The answers of a trial to the validation images, with its `most` expensive mistakes.
+
+    Raises:
+        UsageError: no such complete trial, or files or data that are not those on record.
+    """
+    import torch
+
+    from recipes import metrics, pictures
+
+    trained = load_trained(settings, study, number)
+    info, images = trained.info, trained.dataset.val
+    outputs = metrics.outputs_of(trained.model, images, info)
+    found = pictures.mistakes(outputs, images, info.class_names) if info.task == "classification" else []
+    rows = torch.tensor([each.row for each in found[:most]], dtype=torch.long)
+    return Answers(
+        trial=trained.trial,
+        figures=_figures(outputs, images, info),
+        num_mistakes=len(found),
+        mistakes=found[:most],
+        pixels=[] if images.is_features else list(images.take(rows).cpu().numpy()),
+    )
 
 
 def _check_free(folder: Path) -> None:

@@ -6,6 +6,7 @@ What is heavy is imported by the functions that need it.
 from __future__ import annotations
 
 import contextlib
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -128,6 +129,17 @@ class StudyResults:
             for row in self.trials
         ]
         return pd.DataFrame(rows)
+
+    def report(self, file: str | Path | None = None) -> Path:
+        """Write the study as one HTML page, to `<study>-report.html` if no file is given, as `orch report` does.
+
+        Raises:
+            OrchError: whatever the command would say in one line.
+        """
+        from orchestrator.reports.report import report
+        from orchestrator.settings import Settings
+
+        return report(Settings.from_environment(), self.name, Path(file) if file else None).file
 
     def __repr__(self) -> str:
         status = self.status

@@ -94,7 +94,7 @@ class Registry:
             experiment = self._client.get_run(run_id).info.experiment_id
             logged = self._client.create_logged_model(experiment, name="onnx", source_run_id=run_id)
             with tempfile.TemporaryDirectory() as folder:
-                _save(onnx_file, Path(folder), example, run_id=run_id, model_id=logged.model_id)
+                lay_out(onnx_file, Path(folder), example, run_id=run_id, model_id=logged.model_id)
                 (Path(folder) / CARD_FILE).write_text(card)
                 with time_for_files():
                     self._client.log_model_artifacts(logged.model_id, folder)
@@ -110,6 +110,13 @@ class Registry:
                 model, logged.model_uri, run_id, dict(tags), description=shown, model_id=logged.model_id
             )
             return str(made.version)
+
+    def store(self, run_id: str, name: str, data: bytes) -> None:
+        """Make a file an artifact of a run; one of that name is replaced."""
+        with tempfile.TemporaryDirectory() as folder, self._told(), time_for_files():
+            file = Path(folder) / name
+            file.write_bytes(data)
+            self._client.log_artifact(run_id, str(file))
 
     def local_file(self, model: str, version: str) -> Path | None:
         """The ONNX file of a version where artifacts are files of this machine, else None."""
@@ -155,19 +162,27 @@ class Registry:
             raise UnavailableError(f"MLflow at {address(self._uri)}: {reason}") from error
 
 
-def _save(onnx_file: Path, folder: Path, example: NDArray[Any], *, run_id: str, model_id: str) -> None:
-    """Lay out an MLflow model with signature and example around the very bytes of `onnx_file`."""
+def lay_out(onnx_file: Path, folder: Path, example: NDArray[Any] | None = None, *, run_id: str, model_id: str) -> None:
+    """Lay out an MLflow model with signature around the very bytes of `onnx_file`; `example` is a batch it takes.
+
+    Raises:
+        UsageError: the file is no ONNX model.
+    """
     import mlflow.onnx
     import onnx
+    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
     from mlflow.models import Model
 
-    model = onnx.load(onnx_file, load_external_data=False)
+    try:
+        model = onnx.load(onnx_file, load_external_data=False)
+    except DecodeError as error:
+        raise UsageError(f"{onnx_file} is no ONNX model") from error
     mlflow.onnx.save_model(
         model,
         str(folder),
         mlflow_model=Model(run_id=run_id, model_id=model_id),
         signature=_signature(model),
-        input_example={model.graph.input[0].name: example},
+        input_example=None if example is None else {model.graph.input[0].name: example},
         pip_requirements=[f"{name}=={installed_version(name)}" for name in ("onnx", "onnxruntime")],
         save_as_external_data=False,
     )

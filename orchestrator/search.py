@@ -63,7 +63,7 @@ class Search:
     ) -> None:
         optuna.logging.set_verbosity(optuna.logging.WARNING)
         self._space = {name: space[name] for name in in_order(space)}
-        self._distributions = {name: _distribution(searched) for name, searched in self._space.items()}
+        self._distributions = {name: distribution(searched) for name, searched in self._space.items()}
         self._sampler, self._seed, self._complaint, self._queue = sampler, seed, complaint, queue
         self._objective, self._objectives = objective, objectives
         self._storage = RecentStorage(everything=sampler in samplers.OF_GENERATIONS, several=bool(objectives))
@@ -265,7 +265,8 @@ def _draw_seed(*parts: int | str) -> int:
     return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:4])
 
 
-def _distribution(searched: Range | Choices) -> BaseDistribution:
+def distribution(searched: Range | Choices) -> BaseDistribution:
+    """What Optuna draws a field from."""
     if isinstance(searched, Choices):
         return CategoricalDistribution(searched.choices)
     if searched.integer:

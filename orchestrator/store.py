@@ -275,6 +275,14 @@ class Record:
             return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
     @_through_restarts
+    def all_attempts(self, study_id: int) -> list[tuple[int, Attempt]]:
+        """All attempts of a study with the numbers of their trials, as they began."""
+        query = select(Trial.number, Attempt).join(Attempt, Attempt.trial_id == Trial.id)
+        with self.read() as session:
+            found = session.execute(query.where(Trial.study_id == study_id).order_by(Attempt.started_at))
+            return [(number, attempt) for number, attempt in found]
+
+    @_through_restarts
     def ran_out(self, study_id: int) -> set[int]:
         """Numbers of the trials of which an attempt ran out of memory."""
         query = select(Trial.number).join(Attempt, Attempt.trial_id == Trial.id)

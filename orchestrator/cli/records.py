@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import contextlib
+import sys
+from pathlib import Path  # noqa: TC003 (typer reads it at run time)
 from typing import Annotated
 
 import typer
@@ -108,6 +110,26 @@ def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
     if as_json:
         return print_json(rows)
     return render.show_leaderboard(rows)
+
+
+@app.command()
+def report(
+    study: AnyStudy = "",
+    out: Annotated[
+        Path | None, typer.Option(help="The HTML file; <study>-report.html by default.", show_default=False)
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Write a study as one HTML page that needs no network: charts, the winner's mistakes, how to reproduce."""
+    from orchestrator.reports.report import report as write_report
+
+    written = write_report(the_settings(), study, out)
+    if as_json:
+        return print_json(written.to_json())
+    print(printable(f"written   {written.file}: {written.size_bytes / 1e6:.1f} MB"))
+    if written.not_stored:
+        print(f"orch: it is not stored in MLflow: {printable(written.not_stored)}", file=sys.stderr)
+    return None
 
 
 @app.command(no_args_is_help=True)

@@ -34,7 +34,7 @@ from requests import RequestException
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from orchestrator.errors import UnavailableError
+from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.mirrors import finite_or_none, study_key
 from orchestrator.mirrors.mlflow_store import (
     TIMEOUT,
@@ -45,6 +45,7 @@ from orchestrator.mirrors.mlflow_store import (
     time_for_files,
     wait_for_no_disk,
 )
+from orchestrator.mirrors.mlflow_tabs import dataset_of, log_model
 from orchestrator.mirrors.mlflow_tags import launch_files, study_params, study_tags, trial_tags
 from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
@@ -70,6 +71,7 @@ CALL_ENVIRONMENT = {
 CHECKPOINT = "best.safetensors"  # in an attempt's folder and manifest
 KEY, NUMBER, STATE = "orch.study_id", "orch.trial", "orch.state"  # tags
 PARENT_TAG = "mlflow.parentRunId"
+MODEL_TAG = "orch.model_id"
 PAGE = 1000
 DAMAGED = "missing or damaged"
 
@@ -96,12 +98,16 @@ class _Run:
     status: str
     tags: dict[str, str]
     num_params: int = 0
+    has_data: bool = False
+    models: frozenset[str] = frozenset()  # ids
     last_epoch: int = 0  # sent by this process
 
     @classmethod
     def of(cls, run: Run) -> _Run:
         info, data = run.info, run.data
-        return cls(info.run_id, info.artifact_uri, info.status, dict(data.tags), len(data.params))
+        has_data = bool(run.inputs and run.inputs.dataset_inputs)
+        models = frozenset(each.model_id for each in (run.outputs.model_outputs if run.outputs else []))
+        return cls(info.run_id, info.artifact_uri, info.status, dict(data.tags), len(data.params), has_data, models)
 
 
 @dataclass
@@ -136,6 +142,7 @@ class MlflowRuns:
         self._lost: dict[int, str] = {}  # trial -> id of a run that someone deleted
         self._recorded: dict[int, str] = {}
         self._launches: dict[int, dict[str, Any]] = {}  # id -> what it ran with
+        self._data = dataset_of(place.study)
         self._best_step: int | None = None  # last step of the parent's best value; None is not known yet
         self._has_doubt = False  # a call to create a run failed, which may yet have made one
 
@@ -180,7 +187,7 @@ class MlflowRuns:
                 self._has_doubt = False
 
     def remove(self) -> None:
-        """Delete the study's runs; MLflow keeps them restorable until `mlflow gc`."""
+        """Delete the study's runs and their models; MLflow keeps them restorable until `mlflow gc`."""
         with self._translated():
             self._client = self._connect()
             experiment = self._client.get_experiment_by_name(self._study.name)
@@ -188,6 +195,8 @@ class MlflowRuns:
                 return
             self._experiment_id = experiment.experiment_id
             for run in self._search(ViewType.ACTIVE_ONLY):
+                if model := run.data.tags.get(MODEL_TAG):
+                    self._client.delete_logged_model(model)
                 self._client.delete_run(run.info.run_id)
 
     def show(self, *, shown: bool) -> None:
@@ -277,6 +286,7 @@ class MlflowRuns:
             run.tags.get(STATE) != trial.state.value
             or run.status != _STATUS[trial.state]
             or (parent is not None and run.tags.get(PARENT_TAG) != parent.id)
+            or (self._data is not None and not run.has_data)
         )
 
     def _save_runs(self) -> None:
@@ -305,6 +315,7 @@ class MlflowRuns:
         params = study_params(study)
         if parent.num_params < len(params):
             batch.params = params
+        self._add_data(parent)
         self._send(parent, batch)
         self._add_launches(parent, study)
 
@@ -318,6 +329,12 @@ class MlflowRuns:
                         self._client.log_text(parent.id, text, f"launches/{launch.id}/{name}")
                 self._send(parent, _Batch(tags={tag: datetime.fromtimestamp(launch.started_at, UTC).isoformat()}))
             self._launches[launch.id] = launch.provenance
+
+    def _add_data(self, run: _Run) -> None:
+        """Write what a run is trained on, before its state says that it has all."""
+        if self._data is not None and not run.has_data:
+            self._client.log_inputs(run.id, [self._data])
+            run.has_data = True
 
     def _apply_result(self, study: Study) -> None:
         """Write the best value so far, by the number of ended trials, and whether the study is complete."""
@@ -362,8 +379,10 @@ class MlflowRuns:
         batch = _Batch(tags=_changed(tags, run.tags))
         if run.num_params < len(trial.config):
             batch.params = trial.config
+        self._add_data(run)
         self._add_metrics(batch, run, study, snapshot)
         self._add_files(batch, run, study, snapshot)
+        self._add_model(batch, run, study, snapshot)
         self._send(run, batch)
         run.last_epoch = max([run.last_epoch, *(epoch.number for epoch in snapshot.epochs)])
         self._set_status(run, _STATUS[trial.state], trial.ended_at)
@@ -401,6 +420,18 @@ class MlflowRuns:
             if copied:
                 batch.tags |= copied
                 batch.add("onnx_max_difference", export.max_difference, export.recorded_at)
+
+    def _add_model(self, batch: _Batch, run: _Run, study: Study, snapshot: Snapshot) -> None:
+        """Make an exported file, once it has arrived whole, a model that MLflow lists; the batch says which."""
+        export = snapshot.export
+        arrived = export is not None and {**run.tags, **batch.tags}.get("orch.onnx_sha256") == export.sha256
+        if export is None or not arrived or MODEL_TAG in run.tags:
+            return
+        try:
+            file = self._settings.home / export.file
+            batch.tags[MODEL_TAG] = log_model(self._client, run.id, run.models, study, snapshot, file)
+        except UsageError as error:
+            logger.warning("%s; MLflow lists no model of %s", error, self._what(snapshot.trial.number))
 
     def _copy(self, run: _Run, file: Path, sha256: str, folder: str) -> dict[str, str]:
         """Copy a file into the run's artifacts and return the tag that says so; an empty dict if it is there."""

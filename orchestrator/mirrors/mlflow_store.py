@@ -60,7 +60,7 @@ def _check_reachable(uri: str) -> None:
 def wait_for_no_disk(client: MlflowClient) -> None:
     """Let the commits of a client of a local database return before they are on the disk.
 
-    A run takes seven of them. A power cut may then cost the latest, in order; as a trial's state is written last, the
+    A run takes eight of them. A power cut may then cost the latest, in order; as a trial's state is written last, the
     mirror sees what is lacking and writes it again. A process that is killed loses none (https://sqlite.org/pragma.html).
     """
     engine = client._tracking_client.store.engine

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+from contextlib import closing
 from typing import TYPE_CHECKING
 
 import pytest
@@ -11,6 +12,7 @@ from PIL import Image
 from playwright.sync_api import expect, sync_playwright
 
 from orchestrator.settings import HOME_VARIABLE, Settings
+from orchestrator.store import Record
 from tests.conftest import require
 from tests.support.orch import Orch
 from tests.support.ports import free_ports
@@ -41,7 +43,7 @@ def orch(tmp_path_factory: pytest.TempPathFactory) -> Orch:
         settings = Settings.from_environment()
         add_study(settings, [WEAK, {**STRONG, "lr": 5e-3}, STRONG], export=False)
         add_study(settings, [WEAK], name=HOSTILE, export=False)
-        add_study(settings, [{**STRONG, "pictures": True}], name=DRAWN, export=False)
+        add_study(settings, [{**STRONG, "pictures": True}], name=DRAWN)
     return orch
 
 
@@ -68,7 +70,7 @@ def page() -> Iterator[Page]:
             wrong.append(f"{answer.status} {answer.url}")
 
     def asked(request: Request) -> None:
-        if "//127.0.0.1:" not in request.url:
+        if "//127.0.0.1:" not in request.url and not request.url.startswith(("blob:", "data:")):
             wrong.append(f"request {request.url}")
 
     def opened(dialog: Dialog) -> None:
@@ -117,6 +119,55 @@ def test_mlflow_lists_the_trials_of_a_study_and_compares_two(orch: Orch, ports: 
     with Image.open(tmp_path / "compare.png") as picture:
         assert picture.size == (1600, 900)
         assert len(picture.convert("RGB").getcolors(1 << 20)) > 100, "a blank page has one colour"
+
+
+def run_address(orch: Orch, port: int, name: str, trial: int | None = None) -> str:
+    """The page of a trial's run, or of the study's own."""
+    client = MlflowClient(f"sqlite:///{orch.home / 'mlflow.db'}")
+    experiment = client.get_experiment_by_name(name).experiment_id
+    (run,) = [
+        run
+        for run in client.search_runs([experiment])
+        if run.data.tags.get("orch.trial") == (None if trial is None else str(trial))
+    ]
+    return f"http://127.0.0.1:{port}/#/experiments/{experiment}/runs/{run.info.run_id}"
+
+
+def test_mlflow_shows_a_runs_tags_data_parent_and_metrics_by_epoch(orch: Orch, ports: list[int], page: Page):
+    page.goto(run_address(orch, ports[0], STUDY, 2))
+    expect(page.get_by_role("link", name=STUDY, exact=True).first).to_be_visible(timeout=PATIENCE_MS)
+    with closing(Record.open(f"sqlite:///{orch.home / 'orch.db'}")) as record:
+        study = record.study(STUDY)
+        (first, second) = (study.spec["provenance"][f"{each}_fingerprint"][:16] for each in ("data", "split"))
+    expect(page.get_by_text(f"digits ({first}-{second})")).to_be_visible()
+    for tag in ("orch.recipe", "orch.state", "orch.trial"):
+        expect(page.get_by_text(tag, exact=True).first).to_be_visible()
+    page.get_by_role("tab", name="Model metrics").click()
+    chart = page.locator(".js-plotly-plot", has=page.locator(".scatterlayer")).first
+    expect(chart).to_be_visible(timeout=PATIENCE_MS)
+    steps = page.locator(".js-plotly-plot").evaluate_all("all => all.map(each => each.data.map(one => one.x))")
+    assert any([1, 2] in lines for lines in steps), "an epoch is a step"
+
+
+def test_mlflow_lists_the_model_of_an_exported_trial_with_its_data(orch: Orch, ports: list[int], page: Page):
+    address = experiment_address(orch, ports[0], DRAWN).removesuffix("/runs")
+    page.goto(f"{address}/models?workflowType=machine_learning")
+    expect(page.get_by_role("heading", name="Models")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_role("link", name=f"{DRAWN} #0", exact=True)).to_be_visible()
+    page.get_by_role("link", name="trial-0", exact=True).click()
+    expect(page.get_by_text("Datasets used")).to_be_visible(timeout=PATIENCE_MS)
+    expect(page.get_by_text("Ready", exact=True).first).to_be_visible()
+    expect(page.get_by_text("val_accuracy", exact=True).first).to_be_visible()
+    expect(page.get_by_text("digits (#").first).to_be_visible()
+
+
+def test_mlflow_shows_the_report_of_a_study_on_its_own_run(orch: Orch, ports: list[int], page: Page):
+    assert "not stored" not in orch("report", STUDY).stderr
+    page.goto(f"{run_address(orch, ports[0], STUDY)}/artifacts/report.html")
+    shown = page.frame_locator("iframe[title*='html' i], iframe[srcdoc], iframe[src^='blob:']").first
+    expect(shown.locator("h1")).to_have_text(STUDY, timeout=PATIENCE_MS)
+    expect(shown.locator("html[data-drawn]")).to_have_count(1, timeout=PATIENCE_MS)
+    expect(shown.locator("#chart-history .scatterlayer .point").first).to_be_visible()
 
 
 def test_optuna_dashboard_and_tensorboard_show_the_study(ports: list[int], page: Page):

@@ -115,10 +115,10 @@ class Sweep:
         self.end(trial, state, best_epoch=num_epochs, **more)
         return trial
 
-    def export(self, trial: Trial) -> bytes:
-        """Record an ONNX file."""
+    def export(self, trial: Trial, content: bytes = b"") -> bytes:
+        """Record an ONNX file, or what is called one."""
         file = self.settings.attempt_folder(self.name, trial.number, 1) / "model.onnx"
-        content = os.urandom(2000)
+        content = content or os.urandom(2000)
         file.write_bytes(content)
         row = Export(
             trial_id=trial.id,
