@@ -156,6 +156,51 @@ def predict(
     return None
 
 
+@app.command(no_args_is_help=True)
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    watch: Annotated[float, typer.Option(metavar="SECONDS", help="How often to look where the alias points.")] = 10,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds the token that requests must bring; or set ORCH_SERVE_TOKEN.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this server in requests.", show_default=False),
+    ] = None,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "10MB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of a request.")] = 25_000_000,
+    max_batch: Annotated[int, typer.Option(help="Most pictures of a request, and of a batch.")] = 32,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of a request.")] = 30,
+    queue: Annotated[int, typer.Option(help="Most requests under way; more are told to come again.")] = 128,
+    threads: Annotated[int, typer.Option(help="Threads that compute; 0 chooses by the model.")] = 0,
+) -> None:
+    """Serve a promoted model over HTTP: POST /predict, /health, /ready, /metrics, /docs; Ctrl-C stops it.
+
+    An image file is answered as `orch predict` does, {"inputs": [[…]]} as MLflow's own server does. A version that the
+    alias is moved to takes over without a restart, if its bytes are those that were promoted.
+    """
+    from orchestrator.serving import options
+    from orchestrator.serving import serve as serve_model
+
+    chosen = options.make(
+        token_file,
+        host=host,
+        port=port,
+        watch=watch,
+        allow_hosts=tuple(allow_host or ()),
+        max_body=max_body,
+        max_pixels=max_pixels,
+        max_batch=max_batch,
+        timeout=timeout,
+        queue=queue,
+        threads=threads,
+    )
+    serve_model(the_settings(), model, chosen, _show_served)
+
+
 @app.command()
 def evaluate(
     target: Annotated[
@@ -220,6 +265,11 @@ def _move(move: Mapping[str, Any]) -> list[Any]:
     place = f"{move['study']}/{move['trial']}"
     score = f"{move['metric']} {move['score']:.4f}"
     return [when, move["who"], move["kind"], move["alias"], version, place, score, failed, move["reason"] or ""]
+
+
+def _show_served(loaded: Any, address: str) -> None:
+    print(printable(f"{loaded.name} version {loaded.version}: {address}  (try it: {address}/docs)"))
+    print("Ctrl-C stops it.", flush=True)
 
 
 def _show_promoted(promoted: Promoted) -> None:
