@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from datetime import UTC, datetime
-from pathlib import Path  # noqa: TC003 (typer reads it at run time)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -241,21 +241,53 @@ def evaluate(
 
 @app.command(no_args_is_help=True)
 def export(
-    file: Annotated[Path, typer.Argument(help="A .onnx or .pt2 file to write.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|MODEL",
+            help="A .onnx or .pt2 file to write; with --to, a promoted model: models:/NAME@ALIAS",
+            show_default=False,
+        ),
+    ],
     target: Annotated[
         str, typer.Argument(metavar="[STUDY|TRIAL]", help="A study's best, or one trial.", show_default=False)
     ] = "",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of FILE: fp32, fp16 or int8.")] = "fp32",
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write MODEL into.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trial's model to a file and measure what that costs: orch export small.onnx --precision int8"""
-    from orchestrator import exports, render, views
+    """Write a trial's model to a file and measure what that costs: orch export small.onnx --precision int8
 
-    exports.check_target(file, precision)
+    Or a promoted model to a folder, for people who have nothing of ours: orch export models:/NAME@champion --to DIR.
+    It has the ONNX file, labels, the model card, and a script that needs onnxruntime, NumPy and Pillow alone.
+    """
+    from orchestrator import render
+
+    found = _export_model(file, target, precision, to) if to else _export_trial(file, target, precision)
+    if as_json:
+        return print_json(found)
+    return render.show_pairs({name: ", ".join(value) if name == "files" else value for name, value in found.items()})
+
+
+def _export_trial(name: str, target: str, precision: str) -> dict[str, Any]:
+    from orchestrator import exports, views
+
+    if name.startswith("models:/"):
+        raise UsageError(f"{name} is a promoted model; say which folder it goes to: --to DIR")
+    exports.check_target(Path(name), precision)
     with open_record() as record:
         study, number = views.find_study_or_trial(record, target)
-    found = exports.export(the_settings(), study.name, number, file, precision)
-    return print_json(found) if as_json else render.show_pairs(found)
+    return exports.export(the_settings(), study.name, number, Path(name), precision)
+
+
+def _export_model(uri: str, target: str, precision: str, folder: Path) -> dict[str, Any]:
+    from orchestrator import bundles
+
+    if target or precision != "fp32":
+        raise UsageError("--to takes a promoted model as it is: no trial, and no --precision")
+    return bundles.export_model(the_settings(), uri, folder)
 
 
 def _move(move: Mapping[str, Any]) -> list[Any]:

@@ -17,7 +17,7 @@ LAYERS = [
     {"cli", "notebook"},
     {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
     {"cli.shared"},
-    {"live", "render", "dashboards", "views", "logs", "serving"},
+    {"live", "render", "dashboards", "views", "logs", "serving", "bundles"},
     {"serving.app"},
     {"serving.batching", "serving.following", "serving.measures", "serving.payloads"},
     {"serving.api", "serving.options"},
@@ -61,7 +61,7 @@ LAYERS = [
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
-    {"tables", "settings", "processes", "engines"},
+    {"tables", "settings", "processes", "engines", "standalone"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
@@ -75,7 +75,7 @@ THIRD_PARTY = {
     "optuna": {"search", "samplers", "recent", "importing", "mirrors.optuna_storage"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
-    "onnxruntime": {"inference"},
+    "onnxruntime": {"inference", "standalone"},  # a script that goes along with an exported model
     "fastapi": {"serving.app"},
     "uvicorn": {"serving"},
     "prometheus_client": {"serving.measures"},
