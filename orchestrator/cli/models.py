@@ -127,8 +127,13 @@ def history(model: Model, as_json: AsJson = False) -> None:
 @app.command(no_args_is_help=True)
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|TABLE…", show_default=False)],
-    output: Annotated[Path | None, typer.Option(help="A .csv or .parquet file to write.", show_default=False)] = None,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER|TABLE…", help="Or patterns: 'photos/**/*.png'", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv, .json or .parquet file to write.", show_default=False)
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Compute in half precision, fp16.")] = False,
     as_json: AsJson = False,
