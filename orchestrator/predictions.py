@@ -39,7 +39,7 @@ def predict(
 ) -> Predictions:
     """What a promoted model says of image files and of those in folders, or of the rows of CSV files.
 
-    `paths` may be patterns, as of `matching`. Each has its `path`, and as the model's task is `class` and `probability`,
+    `paths` may be patterns, as of `matching`. Each has its `path`, and as the task is `class` and `probability`,
     `labels`, or numbers by name. `on_bad` is told of files that are no images, which are then left out; `follow` may
     count along; `half` computes in fp16.
 
