@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
     from concurrent.futures import Future
     from pathlib import Path
+    from typing import BinaryIO
 
     from numpy.typing import NDArray
 
@@ -43,17 +44,27 @@ def providers() -> list[str]:
     return list(onnxruntime.get_available_providers())
 
 
+class TooManyPixelsError(UsageError):
+    """A picture has more pixels than are read."""
+
+
 class Model:
     """An ONNX model as `recipes.export` writes it: pictures `(B, H, W, C)` uint8, or rows of a table, to answers."""
 
-    def __init__(self, path: Path, *, half: bool = False) -> None:
+    def __init__(self, path: Path, *, half: bool = False, threads: int = 0) -> None:
         """Load the file at `path` on the CPU, to compute in fp32, or in fp16 with `half`.
+
+        `threads` share the work of one call, and rest between calls; 0 leaves both to onnxruntime, which keeps a thread
+        a core busy waiting.
 
         Raises:
             UsageError: the file is missing, not ONNX, truncated, in several parts, or not such a model.
         """
         options = onnxruntime.SessionOptions()
         options.add_session_config_entry(FOLDER_OF_OTHER_FILES, os.devnull)
+        if threads:
+            options.intra_op_num_threads = threads
+            options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         try:
             data, providers = _halved(path) if half else path.read_bytes(), ["CPUExecutionProvider"]
             self._session = onnxruntime.InferenceSession(data, options, providers)
@@ -62,7 +73,8 @@ class Model:
             self.task = task_from(about["task"])
             self.columns = columns_from_json(json.loads(about.get("columns", "[]")))
             (inputs,) = self._session.get_inputs()
-            self._input = inputs.name
+            self.input_name = inputs.name
+            self._output_names = [output.name for output in self._session.get_outputs()]
             self.num_channels = int(inputs.shape[-1])
         except Exception as error:  # the exceptions of onnxruntime have no other base
             reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -74,7 +86,15 @@ class Model:
         Raises:
             UsageError: another type, or another number of channels or columns.
         """
-        return self._run("values" if self.task == "regression" else "logits", inputs)
+        return self._run(["values" if self.task == "regression" else "logits"], inputs)[0]
+
+    def outputs(self, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> dict[str, NDArray[np.float32]]:
+        """All that the graph gives `(N, K)`, by name, of inputs as of `answers`.
+
+        Raises:
+            UsageError: as of `answers`.
+        """
+        return dict(zip(self._output_names, self._run(self._output_names, inputs), strict=True))
 
     def predict(
         self, paths: Sequence[Path], on_bad: Callable[[UsageError], None] | None = None
@@ -95,7 +115,7 @@ class Model:
                     on_bad(error)
             rows = self._answered([picture for _, picture in good])
             for (path, _), row in zip(good, rows, strict=True):
-                yield {"path": str(path), **self._told(row)}
+                yield {"path": str(path), **self.told(row)}
 
     def predict_rows(self, tables: Sequence[Path]) -> Iterator[dict[str, Any]]:
         """What the model says of each row of CSV files that have its columns; `row` counts from 1.
@@ -108,8 +128,8 @@ class Model:
                 rows = encoded(self.columns, read_columns(path))
             except DataError as error:
                 raise UsageError(f"{path}: {error}") from error
-            for number, row in enumerate(self._run(self._output, rows), 1):
-                yield {"path": str(path), "row": number, **self._told(row)}
+            for number, row in enumerate(self._run([self.output_name], rows)[0], 1):
+                yield {"path": str(path), "row": number, **self.told(row)}
 
     @property
     def kinds(self) -> dict[str, type]:
@@ -124,11 +144,18 @@ class Model:
                 return {**first, **dict.fromkeys(self.class_names, float)}
 
     @property
-    def _output(self) -> str:
+    def output_name(self) -> str:
+        """The output that `told` reads."""
         return "values" if self.task == "regression" else "probabilities"
 
-    def _told(self, answer: NDArray[np.float32]) -> dict[str, Any]:
-        """What an answer `(K,)` says, by the names of `kinds`."""
+    @property
+    def expected(self) -> str:
+        """The inputs that the model takes, in words."""
+        kind, dtype, axes = ("rows", "float32", "N") if self.columns else ("pictures", "uint8", "N, H, W")
+        return f"{kind} {dtype} ({axes}, {self.num_channels})"
+
+    def told(self, answer: NDArray[np.float32]) -> dict[str, Any]:
+        """What a row `(K,)` of `output_name` says, by the names of `kinds`."""
         each = dict(zip(self.class_names, answer.tolist(), strict=True))
         match self.task:
             case "classification":
@@ -159,17 +186,20 @@ class Model:
         found = np.empty((len(pictures), len(self.class_names)), np.float32)
         for shape in {picture.shape for picture in pictures}:
             rows = [row for row, picture in enumerate(pictures) if picture.shape == shape]
-            found[rows] = self._run(self._output, np.stack([pictures[row] for row in rows]))
+            found[rows] = self._run([self.output_name], np.stack([pictures[row] for row in rows]))[0]
         return found
 
-    def _run(self, output: str, inputs: NDArray[np.uint8] | NDArray[np.float32]) -> NDArray[np.float32]:
+    def _run(
+        self, outputs: Sequence[str], inputs: NDArray[np.uint8] | NDArray[np.float32]
+    ) -> list[NDArray[np.float32]]:
         dtype, num_axes = ("float32", 2) if self.columns else ("uint8", 4)
         if inputs.dtype != dtype or inputs.ndim != num_axes or inputs.shape[-1] != self.num_channels:
-            kind, axes = ("rows", "N") if self.columns else ("pictures", "N, H, W")
-            wanted = f"{kind} {dtype} ({axes}, {self.num_channels})"
-            raise UsageError(f"the model takes {wanted}; found {inputs.dtype} {inputs.shape}")
+            raise UsageError(f"the model takes {self.expected}; found {inputs.dtype} {inputs.shape}")
+        if len(inputs) <= BATCH_SIZE:
+            return list(self._session.run(outputs, {self.input_name: inputs}))
         parts = [inputs[start : start + BATCH_SIZE] for start in range(0, len(inputs), BATCH_SIZE)]
-        return np.concatenate([self._session.run([output], {self._input: part})[0] for part in parts])
+        found = [self._session.run(outputs, {self.input_name: part}) for part in parts]
+        return [np.concatenate(each) for each in zip(*found, strict=True)]
 
 
 def _halved(path: Path) -> bytes:
@@ -194,26 +224,39 @@ def image_files(paths: Iterable[Path]) -> list[Path]:
 
 
 def decode(path: Path, num_channels: int) -> NDArray[np.uint8]:
-    """The picture in a PNG or JPEG file, upright, as `(H, W, C)` uint8; transparent parts are white, as in training.
+    """The picture in a PNG or JPEG file: see `decode_from`.
 
     Raises:
-        UsageError: missing, empty, truncated, of another kind, or of more than `MAX_PIXELS`.
+        UsageError: missing, or as of `decode_from`.
     """
     if not path.is_file():  # a pipe or a device would block, or never end
         raise UsageError(f"{path} is not a file" if path.exists() else f"{path} does not exist")
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower, and an error
-            image = Image.open(path, formats=FORMATS)
-        with image:
-            if image.width * image.height > MAX_PIXELS:  # by the header, before anything is unpacked
-                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
-            picture = flattened(image).convert(MODES[num_channels])
+        file = path.open("rb")
     except PermissionError as error:
         raise UsageError(f"{path} may not be read") from error
+    with file:
+        return decode_from(file, str(path), num_channels)
+
+
+def decode_from(file: BinaryIO, name: str, num_channels: int, *, max_pixels: int = MAX_PIXELS) -> NDArray[np.uint8]:
+    """A picture in PNG or JPEG, upright, as `(H, W, C)` uint8; transparent parts are white, as in training.
+
+    Raises:
+        TooManyPixelsError: more than `max_pixels`.
+        UsageError: empty, truncated, or of another kind; the message begins with `name`.
+    """
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)  # our limit is lower, and an error
+            image = Image.open(file, formats=FORMATS)
+        with image:
+            if image.width * image.height > max_pixels:  # by the header, before anything is unpacked
+                raise Image.DecompressionBombError(f"{image.width} x {image.height} pixels")
+            picture = flattened(image).convert(MODES[num_channels])
     except Image.DecompressionBombError as error:
-        raise UsageError(f"{path} is too large, at most {MAX_PIXELS:,} pixels are read: {error}") from error
+        raise TooManyPixelsError(f"{name} is too large, at most {max_pixels:,} pixels are read: {error}") from error
     except Exception as error:  # on broken files Pillow raises nearly everything: OSError, SyntaxError, struct.error
-        found = f"found {path.stat().st_size:,} bytes of something else"
-        raise UsageError(f"{path} is not a whole {' or '.join(FORMATS)} image; {found}") from error
+        found = f"found {file.seek(0, os.SEEK_END):,} bytes of something else"
+        raise UsageError(f"{name} is not a whole {' or '.join(FORMATS)} image; {found}") from error
     return np.asarray(picture).reshape(picture.height, picture.width, num_channels)

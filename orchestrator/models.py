@@ -31,9 +31,30 @@ def resolve_model(settings: Settings, uri: str) -> Path:
         UsageError: not such a name, nothing of that name, or bytes that are not those that were promoted.
         UnavailableError: MLflow cannot be reached.
     """
+    return find(settings, uri)[1]
+
+
+def find(settings: Settings, uri: str) -> tuple[Promotion, Path]:
+    """The ledger's newest entry on the version that a name stands for now, and the ONNX file.
+
+    Raises:
+        UsageError: as of `resolve_model`.
+        UnavailableError: MLflow cannot be reached.
+    """
     with closing(Record.open(settings.record_url)) as record:
         registry, entry = _resolve(settings, record, uri)
-        return file_of(settings, registry, entry)
+        return entry, file_of(settings, registry, entry)
+
+
+def find_entry(settings: Settings, uri: str) -> Promotion:
+    """The entry alone, which takes milliseconds, however large the file.
+
+    Raises:
+        UsageError: not such a name, or nothing of that name.
+        UnavailableError: MLflow cannot be reached.
+    """
+    with closing(Record.open(settings.record_url)) as record:
+        return _resolve(settings, record, uri)[1]
 
 
 def resolve_weights(settings: Settings, uri: str) -> Path:

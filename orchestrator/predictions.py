@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import csv
+import glob
 import io
+import json
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UsageError
@@ -13,7 +16,6 @@ from recipes.files import write_whole
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Mapping, Sequence
-    from pathlib import Path
 
     from orchestrator.settings import Settings
 
@@ -37,20 +39,40 @@ def predict(
 ) -> Predictions:
     """What a promoted model says of image files and of those in folders, or of the rows of CSV files.
 
-    Each has its `path`, and as the model's task is `class` and `probability`, `labels`, or numbers by name. `on_bad` is
-    told of files that are no images, which are then left out; `follow` may count along; `half` computes in fp16.
+    `paths` may be patterns, as of `matching`. Each has its `path`, and as the task is `class` and `probability`,
+    `labels`, or numbers by name. `on_bad` is told of files that are no images, which are then left out; `follow` may
+    count along; `half` computes in fp16.
 
     Raises:
-        UsageError: as of `resolve_model`, a folder without images, a file that is none and no `on_bad`, or no table.
+        UsageError: as of `resolve_model` or `matching`, a folder without images, a file that is none and no `on_bad`,
+            or no table.
         UnavailableError: MLflow cannot be reached.
     """
     from orchestrator.inference import Model, image_files
 
+    paths = matching(paths)
     model = Model(resolve_model(settings, uri), half=half)
     if model.columns:
         return Predictions(kinds=model.kinds, rows=list(model.predict_rows(paths)))
     files = image_files(paths)
     return Predictions(kinds=model.kinds, rows=list(follow(model.predict(files, on_bad), len(files))))
+
+
+def matching(paths: Iterable[Path]) -> list[Path]:
+    """These paths, and in place of a pattern (`*`, `**`, `?`, `[…]`) that no file is called what matches it, sorted.
+
+    Raises:
+        UsageError: nothing matches one.
+    """
+    found: list[Path] = []
+    for path in paths:
+        if path.exists() or not set(str(path)) & set("*?["):
+            found.append(path)
+        elif matches := sorted(glob.glob(str(path), recursive=True)):  # noqa: PTH207 (Path.glob takes no absolute ones)
+            found += map(Path, matches)
+        else:
+            raise UsageError(f"nothing matches {path}")
+    return found
 
 
 def check_output(path: Path) -> None:
@@ -60,7 +82,7 @@ def check_output(path: Path) -> None:
         UsageError: another kind of file, one that is there already, or no folder.
     """
     if path.suffix not in WRITERS:
-        raise UsageError(f"{path}: a table is written as {' or '.join(WRITERS)}, found {path.suffix!r}")
+        raise UsageError(f"{path}: a table is written as {', '.join(WRITERS)}, found {path.suffix!r}")
     if path.exists():
         raise UsageError(f"{path} is there already")
     if not path.parent.is_dir():
@@ -91,4 +113,8 @@ def _parquet(found: Predictions) -> bytes:
     return sink.getvalue()
 
 
-WRITERS = {".csv": _csv, ".parquet": _parquet}
+def _json(found: Predictions) -> bytes:
+    return json.dumps(found.rows, indent=2, ensure_ascii=False, allow_nan=False).encode()
+
+
+WRITERS = {".csv": _csv, ".json": _json, ".parquet": _parquet}

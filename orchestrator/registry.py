@@ -131,6 +131,20 @@ class Registry:
         with self._told(), time_for_files():
             return Path(download_artifacts(artifact_uri=uri, dst_path=str(folder), tracking_uri=self._uri))
 
+    def card(self, model: str, version: str) -> str:
+        """The model card of a version, or what else describes it in MLflow; empty if nothing does."""
+        import requests
+        from mlflow.artifacts import download_artifacts
+        from mlflow.exceptions import MlflowException
+
+        uri = f"{self._location(model, version)}/{CARD_FILE}"
+        with self._told(), tempfile.TemporaryDirectory() as folder:
+            try:
+                file = download_artifacts(artifact_uri=uri, dst_path=folder, tracking_uri=self._uri)
+                return Path(file).read_text(encoding="utf-8")
+            except (MlflowException, FileNotFoundError, requests.HTTPError):  # a version of before there were cards
+                return self._version(model, version).description or ""
+
     def _location(self, model: str, version: str) -> str:
         """Where the files of a version are: with the logged model that is its source.
 

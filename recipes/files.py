@@ -27,7 +27,7 @@ def write_whole(path: Path, data: bytes) -> None:
         temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
-    _sync(path.parent)
+    sync(path.parent)
 
 
 def link_whole(source: Path, target: Path) -> None:
@@ -45,7 +45,7 @@ def link_whole(source: Path, target: Path) -> None:
         write_whole(target, source.read_bytes())
 
 
-def _sync(folder: Path) -> None:
+def sync(folder: Path) -> None:
     """Make a rename in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:

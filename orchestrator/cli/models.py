@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from datetime import UTC, datetime
-from pathlib import Path  # noqa: TC003 (typer reads it at run time)
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
@@ -128,8 +128,13 @@ def history(model: Model, as_json: AsJson = False) -> None:
 @app.command(no_args_is_help=True)
 def predict(
     model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
-    images: Annotated[list[Path], typer.Argument(metavar="IMAGE|FOLDER|TABLE…", show_default=False)],
-    output: Annotated[Path | None, typer.Option(help="A .csv or .parquet file to write.", show_default=False)] = None,
+    images: Annotated[
+        list[Path],
+        typer.Argument(metavar="IMAGE|FOLDER|TABLE…", help="Or patterns: 'photos/**/*.png'", show_default=False),
+    ],
+    output: Annotated[
+        Path | None, typer.Option(help="A .csv, .json or .parquet file to write.", show_default=False)
+    ] = None,
     skip_bad: Annotated[bool, typer.Option("--skip-bad", help="Leave out files that are no images.")] = False,
     half: Annotated[bool, typer.Option("--half", help="Compute in half precision, fp16.")] = False,
     as_json: AsJson = False,
@@ -155,6 +160,51 @@ def predict(
     for row in found.rows:
         print(printable("  ".join(render.short(value) for value in row.values())))
     return None
+
+
+@app.command(no_args_is_help=True)
+def serve(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
+    watch: Annotated[float, typer.Option(metavar="SECONDS", help="How often to look where the alias points.")] = 10,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="Holds the token that requests must bring; or set ORCH_SERVE_TOKEN.", show_default=False),
+    ] = None,
+    allow_host: Annotated[
+        list[str] | None,
+        typer.Option(metavar="NAME", help="A further name of this server in requests.", show_default=False),
+    ] = None,
+    max_body: Annotated[str, typer.Option(metavar="SIZE", help="Largest body of a request.")] = "10MB",
+    max_pixels: Annotated[int, typer.Option(help="Most pixels of a request.")] = 25_000_000,
+    max_batch: Annotated[int, typer.Option(help="Most pictures of a request, and of a batch.")] = 32,
+    timeout: Annotated[float, typer.Option(metavar="SECONDS", help="Longest time of a request.")] = 30,
+    queue: Annotated[int, typer.Option(help="Most requests under way; more are told to come again.")] = 128,
+    threads: Annotated[int, typer.Option(help="Threads that compute; 0 chooses by the model.")] = 0,
+) -> None:
+    """Serve a promoted model over HTTP: POST /predict, /health, /ready, /metrics, /docs; Ctrl-C stops it.
+
+    An image file is answered as `orch predict` does, {"inputs": [[…]]} as MLflow's own server does. A version that the
+    alias is moved to takes over without a restart, if its bytes are those that were promoted.
+    """
+    from orchestrator.serving import options
+    from orchestrator.serving import serve as serve_model
+
+    chosen = options.make(
+        token_file,
+        host=host,
+        port=port,
+        watch=watch,
+        allow_hosts=tuple(allow_host or ()),
+        max_body=max_body,
+        max_pixels=max_pixels,
+        max_batch=max_batch,
+        timeout=timeout,
+        queue=queue,
+        threads=threads,
+    )
+    serve_model(the_settings(), model, chosen, _show_served)
 
 
 @app.command()
@@ -197,21 +247,53 @@ def evaluate(
 
 @app.command(no_args_is_help=True)
 def export(
-    file: Annotated[Path, typer.Argument(help="A .onnx or .pt2 file to write.", show_default=False)],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|MODEL",
+            help="A .onnx or .pt2 file to write; with --to, a promoted model: models:/NAME@ALIAS",
+            show_default=False,
+        ),
+    ],
     target: Annotated[
         str, typer.Argument(metavar="[STUDY|TRIAL]", help="A study's best, or one trial.", show_default=False)
     ] = "",
-    precision: Annotated[str, typer.Option(help="fp32, fp16 or int8.")] = "fp32",
+    precision: Annotated[str, typer.Option(help="Of FILE: fp32, fp16 or int8.")] = "fp32",
+    to: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="The folder to write MODEL into.", show_default=False)
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
-    """Write a trial's model to a file and measure what that costs: orch export small.onnx --precision int8"""
-    from orchestrator import exports, render, views
+    """Write a trial's model to a file and measure what that costs: orch export small.onnx --precision int8
 
-    exports.check_target(file, precision)
+    Or a promoted model to a folder, for people who have nothing of ours: orch export models:/NAME@champion --to DIR.
+    It has the ONNX file, labels, the model card, and a script that needs onnxruntime, NumPy and Pillow alone.
+    """
+    from orchestrator import render
+
+    found = _export_model(file, target, precision, to) if to else _export_trial(file, target, precision)
+    if as_json:
+        return print_json(found)
+    return render.show_pairs({name: ", ".join(value) if name == "files" else value for name, value in found.items()})
+
+
+def _export_trial(name: str, target: str, precision: str) -> dict[str, Any]:
+    from orchestrator import exports, views
+
+    if name.startswith("models:/"):
+        raise UsageError(f"{name} is a promoted model; say which folder it goes to: --to DIR")
+    exports.check_target(Path(name), precision)
     with open_record() as record:
         study, number = views.find_study_or_trial(record, target)
-    found = exports.export(the_settings(), study.name, number, file, precision)
-    return print_json(found) if as_json else render.show_pairs(found)
+    return exports.export(the_settings(), study.name, number, Path(name), precision)
+
+
+def _export_model(uri: str, target: str, precision: str, folder: Path) -> dict[str, Any]:
+    from orchestrator import bundles
+
+    if target or precision != "fp32":
+        raise UsageError("--to takes a promoted model as it is: no trial, and no --precision")
+    return bundles.export_model(the_settings(), uri, folder)
 
 
 def _move(move: Mapping[str, Any]) -> list[Any]:
@@ -221,6 +303,11 @@ def _move(move: Mapping[str, Any]) -> list[Any]:
     place = f"{move['study']}/{move['trial']}"
     score = f"{move['metric']} {move['score']:.4f}"
     return [when, move["who"], move["kind"], move["alias"], version, place, score, failed, move["reason"] or ""]
+
+
+def _show_served(loaded: Any, address: str) -> None:
+    print(printable(f"{loaded.name} version {loaded.version}: {address}  (try it: {address}/docs)"))
+    print("Ctrl-C stops it.", flush=True)
 
 
 def _show_promoted(promoted: Promoted) -> None:

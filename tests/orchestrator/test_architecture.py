@@ -24,7 +24,10 @@ LAYERS = [
     {"reports.markup", "reports.retyped"},
     {"reports.parts"},
     {"reports.findings", "reports"},
-    {"live", "render", "dashboards", "views", "logs"},
+    {"live", "render", "dashboards", "views", "logs", "serving", "bundles"},
+    {"serving.app"},
+    {"serving.batching", "serving.following", "serving.measures", "serving.payloads"},
+    {"serving.api", "serving.options"},
     {"exports", "plan"},
     {
         "coordinator",
@@ -83,7 +86,7 @@ LAYERS = [
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"leases", "store", "space", "constraints", "forkserver", "signals"},
-    {"tables", "settings", "processes", "engines"},
+    {"tables", "settings", "processes", "engines", "standalone"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
@@ -98,7 +101,11 @@ THIRD_PARTY = {
     "plotly": {"reports.charts"},
     "cmaes": {"samplers"},
     "optuna_dashboard": {"dashboards"},
-    "onnxruntime": {"inference"},
+    "onnxruntime": {"inference", "standalone"},  # a script that goes along with an exported model
+    "fastapi": {"serving.app"},
+    "uvicorn": {"serving"},
+    "prometheus_client": {"serving.measures"},
+    "orjson": {"serving.payloads"},
     "hydra": {"overrides"},
     "ruamel": {"study_files"},
     "ray": {"executors.ray_cluster"},

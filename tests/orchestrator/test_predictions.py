@@ -1,6 +1,8 @@
 from __future__ import annotations
 
 import csv
+import json
+from pathlib import Path
 
 import pyarrow.parquet as pq
 import pytest
@@ -32,10 +34,34 @@ def test_parquet_holds_what_was_written(tmp_path, rows):
     assert [str(kind) for kind in table.schema.types] == ["string", "string", "double"]
 
 
+@pytest.mark.parametrize("rows", [ROWS, []], ids=["rows", "none"])
+def test_json_holds_what_was_written(tmp_path, rows):
+    predictions.write(predictions.Predictions(kinds=KINDS, rows=rows), tmp_path / "p.json")
+    assert json.loads((tmp_path / "p.json").read_text(encoding="utf-8")) == rows
+
+
+def test_patterns_stand_for_the_files_that_match_unless_a_file_is_called_so(tmp_path, monkeypatch):
+    for name in ("b.png", "a.png", "deep/er/c.png", "d.txt", "[x].png", "x.png"):
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).touch()
+    monkeypatch.chdir(tmp_path)
+
+    def found(*patterns: str) -> list[str]:
+        return [str(path) for path in predictions.matching(map(Path, patterns))]
+
+    assert found("d.txt", "?.png") == ["d.txt", "a.png", "b.png", "x.png"]
+    assert found("**/*.png") == ["[x].png", "a.png", "b.png", "deep/er/c.png", "x.png"]
+    assert found("[x].png") == ["[x].png"]
+    assert found(str(tmp_path / "deep*")) == [str(tmp_path / "deep")]
+    assert found("gone.png") == ["gone.png"], "whoever reads it says that it does not exist"
+    with pytest.raises(UsageError, match=r"nothing matches \*\.gif"):
+        found("a.png", "*.gif")
+
+
 @pytest.mark.parametrize(
     ("name", "message"),
     [
-        ("p.xlsx", r"\.csv or \.parquet, found '\.xlsx'"),
+        ("p.xlsx", r"\.csv, \.json, \.parquet, found '\.xlsx'"),
         ("there.csv", "is there already"),
         ("no/p.csv", "is no folder"),
     ],
