@@ -15,7 +15,7 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
     {"cli", "notebook"},
-    {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues"},
+    {"cli.running", "cli.controlling", "cli.records", "cli.comparing", "cli.models", "cli.catalogues"},
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
     {"exports", "plan"},
@@ -40,7 +40,20 @@ LAYERS = [
     {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
     {"carrier"},
-    {"registry", "ledger", "gates", "inference", "compare", "search", "samplers", "recent", "provenance", "worker"},
+    {"columns"},
+    {
+        "registry",
+        "ledger",
+        "gates",
+        "inference",
+        "compare",
+        "contrasts",
+        "search",
+        "samplers",
+        "recent",
+        "provenance",
+        "worker",
+    },
     {"names"},
     {"mirrors", "mirrors.mlflow_store"},
     {
@@ -57,7 +70,8 @@ LAYERS = [
     {"fields"},
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
-    {"leases", "store", "space", "constraints", "forkserver", "signals"},
+    {"filters"},
+    {"leases", "store", "space", "constraints", "curves", "forkserver", "signals"},
     {"tables", "settings", "processes", "engines"},
     {"errors"},
 ]
@@ -78,7 +92,15 @@ THIRD_PARTY = {
     "ray": {"executors.ray_cluster"},
     "fsspec": {"depot"},
     "rich": {"live", "render"},
-    "typer": {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
+    "typer": {
+        "cli.running",
+        "cli.controlling",
+        "cli.records",
+        "cli.comparing",
+        "cli.models",
+        "cli.catalogues",
+        "cli.shared",
+    },
 }
 
 
