@@ -51,8 +51,9 @@ def test_board_has_the_rows_of_all_epochs_from_few_of_them(sweep, board):
     }
 
 
-def test_board_takes_as_many_statements_whatever_the_number_of_trials(sweep):
+def test_board_takes_four_statements_and_does_not_read_all_epochs(sweep, monkeypatch):
     seen = []
+    monkeypatch.delattr(type(sweep.record), "epochs")
     event.listen(sweep.record.engine, "before_cursor_execute", lambda *given: seen.append(given[2]))
     views.board(sweep.record, sweep.study)
     assert sum(statement.startswith("SELECT") for statement in seen) == 4
@@ -98,6 +99,15 @@ def test_field_named_like_a_column_has_its_own_with_a_prefix():
     board = Board(compare.leaderboard(trials, epochs, {}), trials, {0: {"lr": 0.1}, 1: {"lr": 0.1}})
     assert board.cells(["epochs", "config.epochs", "lr"]) == [[1, 5, 0.1], [1, 6, 0.1]]
     assert board.shown()[:3] == ["trial", "val_accuracy", "config.epochs"]
+
+
+def test_field_that_a_trial_did_not_draw_is_lacking():
+    trials = [Trial(number=0, state=State.COMPLETE, value=0.5, params={"momentum": 0.8}, config={"momentum": 0.8})]
+    trials.append(Trial(number=1, state=State.COMPLETE, value=0.5, params={}, config={"momentum": 0.9}))
+    space = {"momentum": {"low": 0.5, "high": 0.9, "when": {"optimizer": ["sgd"]}}}
+    board = Board(compare.leaderboard(trials, {}, {}, space), trials, {})
+    board.filtered("momentum = none")
+    assert numbers(board) == [1]
 
 
 def test_csv_keeps_commas_quotes_and_line_ends_in_their_cells():
