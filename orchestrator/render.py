@@ -242,6 +242,14 @@ def progress(items: Iterable[T], total: int) -> Iterable[T]:
     return track(items, "images", total, transient=True, console=console, disable=not console.is_terminal)
 
 
+def size(num_bytes: float) -> str:
+    """Bytes as a person would write them."""
+    for prefix, factor in (("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if num_bytes >= factor:
+            return f"{num_bytes / factor:.3g} {prefix}B"
+    return f"{num_bytes:.0f} B"
+
+
 def short(value: object) -> str:
     """Return a value as a person would write it."""
     if isinstance(value, float):

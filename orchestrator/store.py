@@ -275,6 +275,16 @@ class Record:
             return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
     @_through_restarts
+    def attempts_of_study(self, study_id: int) -> dict[int, list[Attempt]]:
+        """Trial number -> all attempts at it, the first first."""
+        query = select(Trial.number, Attempt).join(Trial, Trial.id == Attempt.trial_id)
+        found: dict[int, list[Attempt]] = {}
+        with self.read() as session:
+            for number, attempt in session.execute(query.where(Trial.study_id == study_id).order_by(Attempt.number)):
+                found.setdefault(number, []).append(attempt)
+        return found
+
+    @_through_restarts
     def ran_out(self, study_id: int) -> set[int]:
         """Numbers of the trials of which an attempt ran out of memory."""
         query = select(Trial.number).join(Attempt, Attempt.trial_id == Trial.id)
@@ -524,6 +534,20 @@ class Record:
             row.state, row.ended_at = State.PRUNED, time.time()
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
             return row
+
+    @_through_restarts
+    def free_files(self, lease: Lease, trials: Sequence[Trial], name: str, message: str) -> list[Trial]:
+        """Write that the file `name` of some trials no longer counts, and why; return them as they are now."""
+        numbers = [trial.id for trial in trials]
+        with self.write(lease) as session:
+            for attempt in session.scalars(select(Attempt).where(Attempt.trial_id.in_(numbers))):
+                if attempt.manifest:
+                    attempt.manifest = {file: sha256 for file, sha256 in attempt.manifest.items() if file != name}
+            rows = session.scalars(select(Trial).where(Trial.id.in_(numbers)).order_by(Trial.number)).all()
+            for row in rows:
+                row.message = message
+                session.add(ChangeRow(study_id=row.study_id, kind=Change.TRIAL, trial=row.number))
+            return list(rows)
 
     @_through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:

@@ -13,6 +13,7 @@ from orchestrator.cli import controlling  # noqa: F401
 from orchestrator.cli import records  # noqa: F401
 from orchestrator.cli import comparing  # noqa: F401
 from orchestrator.cli import models  # noqa: F401
+from orchestrator.cli import cleaning  # noqa: F401
 from orchestrator.cli import catalogues  # noqa: F401
 
 # isort: on

@@ -15,10 +15,18 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
     {"cli", "notebook"},
-    {"cli.running", "cli.controlling", "cli.records", "cli.comparing", "cli.models", "cli.catalogues"},
+    {
+        "cli.running",
+        "cli.controlling",
+        "cli.records",
+        "cli.comparing",
+        "cli.models",
+        "cli.cleaning",
+        "cli.catalogues",
+    },
     {"cli.shared"},
     {"live", "render", "dashboards", "views", "logs"},
-    {"exports", "plan"},
+    {"exports", "plan", "garbage"},
     {
         "coordinator",
         "control",
@@ -35,7 +43,7 @@ LAYERS = [
     {"examination"},
     {"mirrors.mlflow_runs", "mirrors.mlflow_tags", "mirrors.optuna_storage", "mirrors.tensorboard_events"},
     {"predictions"},
-    {"leaders", "limits", "standing", "company", "attempt_files"},
+    {"leaders", "limits", "standing", "company", "retention", "attempt_files"},
     {"rungs"},
     {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
@@ -98,6 +106,7 @@ THIRD_PARTY = {
         "cli.records",
         "cli.comparing",
         "cli.models",
+        "cli.cleaning",
         "cli.catalogues",
         "cli.shared",
     },
