@@ -143,7 +143,8 @@ def _side(record: Record, study: Study, number: int | None) -> Side:
     epochs = record.epochs_of(trial.id) if trial else []
     objective = objective_of(trial.config if trial else study.spec.get("fixed", {}))
     spec = {name: value for name, value in study.spec.items() if name not in {*BESIDE, *NOT_COMPARED}}
-    provenance = study.spec.get(PROVENANCE, {})
+    attempts = record.attempts(trial.id) if trial else []
+    provenance = record.provenance(study, attempts[-1]) if attempts else study.spec.get(PROVENANCE, {})
     name = names.title(record, study)
     return Side(
         name=name if number is None else f"{name}/{number}",

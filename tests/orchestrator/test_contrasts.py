@@ -9,7 +9,7 @@ import re
 import pytest
 
 import orchestrator
-from orchestrator import contrasts
+from orchestrator import contrasts, views
 from orchestrator.curves import draw
 from orchestrator.errors import UsageError
 from orchestrator.settings import HOME_VARIABLE
@@ -80,6 +80,19 @@ def test_what_an_older_study_did_not_record_is_no_difference(orch):
     assert found["sides"][0] == {"name": "one", "study": True, "trial": 0, "state": "complete", "run_id": "cd34"}
     assert found["provenance"] == {"commit": ["c0ffee", "t"]}
     assert found["texts"] == {}
+
+
+def test_trials_of_one_study_may_have_run_with_different_code(tmp_path):
+    sweep = Sweep(settings_of(tmp_path / "mlruns"))
+    for commit in ("old", "new"):
+        launch = sweep.record.add_launch(sweep.lease, sweep.study.id, {"commit": commit, "packages": {"torch": commit}})
+        params = {"lr": 0.1}
+        trial = sweep.record.add_trial(sweep.lease, sweep.study.id, params=params, config=params, threads=1)
+        sweep.record.start_attempt(sweep.lease, trial, "host/cpu0", launch=launch.id)
+    found = views.contrast(sweep.record, ["s/0", "s/1"])
+    sweep.close()
+    assert found["provenance"] == {"commit": ["old", "new"], "packages.torch": ["old", "new"]}
+    assert found["config"] == found["study"] == {}
 
 
 def test_names_and_texts_stay_text_in_a_terminal(orch):
