@@ -3,6 +3,6 @@
 The same from Python: `orchestrator.sweep(recipe="cnn", trials=50)`, see `orchestrator.notebook`.
 """
 
-from orchestrator.notebook import StudyResults, open_study, resume, sweep, train
+from orchestrator.notebook import StudyResults, contrast, open_study, resume, sweep, train
 
-__all__ = ["StudyResults", "open_study", "resume", "sweep", "train"]
+__all__ = ["StudyResults", "contrast", "open_study", "resume", "sweep", "train"]

@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from recipes.checkpoint import remove_generations
+from recipes.checkpoint import BEST, remove_generations
 
 if TYPE_CHECKING:
     from orchestrator.depot import Depot
@@ -40,6 +40,13 @@ class AttemptFiles:
             shutil.rmtree(folder, ignore_errors=True)
             if self._depot is not None:
                 self._depot.remove(folder)
+
+    def drop_weights(self, trial: int) -> None:
+        """Remove the weights of a trial, of which the record says that they no longer count."""
+        for path in self._settings.trial_folder(self._study, trial).glob(f"*/{BEST}"):
+            path.unlink(missing_ok=True)
+            if self._depot is not None:
+                self._depot.remove_file(str(path.parent), BEST)
 
     def size_bytes(self, trial: int) -> int:
         """What all of a trial takes on this machine."""

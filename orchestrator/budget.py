@@ -48,6 +48,7 @@ class Budget(Part):
     max_calibration_error: float = Field(0.0, ge=0, le=1, description="most that it may be there; 0 is any")
     max_latency_ms: float = Field(0.0, ge=0, description="most that the promoted model takes for an image; 0 is any")
     max_size_mb: float = Field(0.0, ge=0, description="most that its ONNX file takes; 0 is any")
+    keep: str = Field("all", description="ended trials that keep their weights: all, best, top:K or none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
 
     @property
@@ -68,9 +69,17 @@ class Budget(Part):
     @property
     def num_exports(self) -> int:
         """How many of the leaders are exported."""
-        if self.export.startswith("top:"):
-            return int(self.export.removeprefix("top:"))
-        return {"best": 1, "all": self.trials, "none": 0}[self.export]
+        return self._count(self.export)
+
+    @property
+    def num_kept(self) -> int:
+        """How many of the leaders keep their weights; what is yet to be exported or confirmed is among them."""
+        return max(self._count(self.keep), self.num_exports, self.confirmations[0])
+
+    def _count(self, text: str) -> int:
+        if text.startswith("top:"):
+            return int(text.removeprefix("top:"))
+        return {"best": 1, "all": self.trials, "none": 0}[text]
 
 
 # Keys that say what a model must be to be promoted.
@@ -198,7 +207,7 @@ def _read_bytes(text: str) -> int:
     return int(float(match[1]) * {"KB": 1e3, "MB": 1e6, "GB": 1e9, "TB": 1e12}[match[2]])
 
 
-def _read_export(text: str) -> str:
+def _read_leaders(text: str) -> str:
     if not re.fullmatch(r"best|top:[1-9][0-9]*|all|none", text):
         raise ValueError("expected best, all, none or top:K, such as top:3")
     return text
@@ -225,5 +234,6 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "pruner": _read_pruner,
     "max_disk": _read_bytes,
     "confirm": _read_confirm,
-    "export": _read_export,
+    "export": _read_leaders,
+    "keep": _read_leaders,
 }

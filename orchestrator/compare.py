@@ -25,6 +25,16 @@ def best_epoch(epochs: Sequence[Epoch], objective: str) -> Epoch | None:
     return min(epochs, key=lambda e: (-e.metrics[objective], _val_loss(e), e.number), default=None)
 
 
+def told_until_best(epochs: Sequence[Epoch], objective: str) -> dict[str, float]:
+    """The metrics of the best epoch, and what an earlier one told that it does not, such as the model's size."""
+    best = best_epoch(epochs, objective)
+    told: dict[str, float] = {}
+    for epoch in epochs:
+        if best is not None and epoch.number <= best.number:
+            told |= epoch.metrics
+    return told
+
+
 def ranked(
     trials: Iterable[Trial], epochs: Mapping[int, Sequence[Epoch]], named: Sequence[Objective] = ()
 ) -> list[Trial]:
@@ -71,14 +81,18 @@ def leaderboard(
     run_ids: Mapping[int, str],
     space: Mapping[str, Any] | None = None,
     named: Sequence[Objective] = (),
+    totals: Mapping[int, tuple[int, float]] | None = None,
 ) -> list[dict[str, Any]]:
     """A row a trial: complete ones first and best first, then pruned, then the rest. `params` hold what differs.
 
     A field that a trial did not draw, since the condition in the study's `space` did not hold, is None there. A row
     of a further seed says whom it `confirms`; what all of them say is `confirmed` in the row of that trial. Where
     several objectives are `named`, `objectives` has the value of each, and `front` says whether the trial is on the
-    Pareto front of the complete ones.
+    Pareto front of the complete ones. `totals` (number of epochs, their seconds) are those of a trial of which not all
+    epochs are given.
     """
+    if totals is None:
+        totals = {number: (len(of), sum(epoch.seconds for epoch in of)) for number, of in epochs.items()}
     seeds, fronts = confirm.confirmed(trials), _fronts(trials, epochs, named)
     conditional = {name for name, searched in (space or {}).items() if searched.get("when")}
     differing = _differing([trial for trial in trials if trial.confirms is None])
@@ -103,8 +117,8 @@ def leaderboard(
                 name: None if name in conditional and name not in trial.params else trial.config.get(name)
                 for name in differing
             },
-            "epochs": len(epochs.get(trial.number, [])),
-            "seconds": round(sum(epoch.seconds for epoch in epochs.get(trial.number, [])), 3),
+            "epochs": totals.get(trial.number, (0, 0.0))[0],
+            "seconds": round(totals.get(trial.number, (0, 0.0))[1], 3),
             "state": trial.state.value,
             "reason": trial.reason.value if trial.reason else None,
             "message": trial.message,
@@ -168,5 +182,18 @@ def _val_loss(epoch: Epoch) -> float:
 
 def _differing(trials: Sequence[Trial]) -> list[str]:
     """Names of the fields that do not have the same value in all trials, in the Config's order."""
-    names = list(dict.fromkeys(name for trial in trials for name in trial.config))
-    return [name for name in names if len({repr(trial.config.get(name)) for trial in trials}) > 1]
+    configs = [trial.config for trial in trials]
+    names: dict[str, Any] = {}
+    for config in configs:
+        names |= config
+    alike, differing = list(names), set()
+    for config in configs:  # at C's speed: there may be 10,000 trials of 60 fields each
+        values = list(map(config.get, alike))
+        if config is configs[0]:
+            first, kinds = values, list(map(type, values))
+        elif values != first or list(map(type, values)) != kinds:  # 1 is not True
+            differing |= {name for name, *pair in zip(alike, values, first, strict=True) if len({*map(repr, pair)}) > 1}
+            alike = [name for name in alike if name not in differing]
+            first = list(map(configs[0].get, alike))
+            kinds = list(map(type, first))
+    return [name for name in names if name in differing]

@@ -46,6 +46,7 @@ from orchestrator.leases import Holding, Lease, mark_paused, study_lease
 from orchestrator.mirror_process import MirrorProcess
 from orchestrator.monitor import Outcome
 from orchestrator.pruning import AshaPause, NoPruner
+from orchestrator.retention import Retention
 from orchestrator.search import Search
 from orchestrator.signals import Signals
 from orchestrator.standing import Standing
@@ -54,7 +55,7 @@ from orchestrator.study import Study, change_budget
 from orchestrator.tables import Reason, State
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Iterable, Sequence
 
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
@@ -146,6 +147,7 @@ class _Coordinator:
         folder = self._settings.study_folder(study.name)
         self._depot = depot.of_study(study.budget.checkpoints, study.name, self._row.created_at, folder)
         self._files = AttemptFiles(self._settings, study.name, self._depot)
+        self._retention = Retention(study.budget, self._row, self._settings, self._record, self._lease, self._files)
         self._pruner = pruning.make(study.budget.pruner)
         pauses = isinstance(self._pruner, AshaPause)
         self._standing = Standing(self._record, self._row.id, study.objective, study.objectives, pauses=pauses)
@@ -153,6 +155,10 @@ class _Coordinator:
         self._search.restore(
             [self._standing.trials[number] for number in self._standing.drawn()], self._standing.epochs
         )
+        freed = self._retention.ended(list(self._standing.trials.values()), self._standing.epochs)
+        self._free(freed)
+        if freed:
+            self._monitor.note(f"{len(freed)} trial(s) keep no weights, by keep={study.budget.keep}")
 
     def run(self) -> Outcome:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
@@ -670,6 +676,12 @@ class _Coordinator:
         if trial.confirms is None:
             self._search.tell(trial, self._standing.epochs.get(trial.number, []))
         self._monitor.trial_ended(trial)
+        self._free(self._retention.ended([trial], self._standing.epochs))
+
+    def _free(self, freed: Iterable[tables.Trial]) -> None:
+        """Take in that some trials have no weights any more."""
+        for trial in freed:
+            self._standing.put(trial)
 
 
 def _worker(slot: Slot) -> str:

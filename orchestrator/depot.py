@@ -109,6 +109,11 @@ class Depot:
         with self._tidying(folder or self.root) as (fs, prefix):
             fs.rm(prefix, recursive=True)
 
+    def remove_file(self, folder: str, name: str) -> None:
+        """Remove one file of the prefix of `folder`, if it is there."""
+        with self._tidying(folder) as (fs, prefix):
+            fs.rm_file(f"{prefix}/{name}")
+
     def write(self, name: str, text: str) -> None:
         """Write a small file beside the prefixes.
 

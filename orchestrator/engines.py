@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+import json
+from typing import TYPE_CHECKING, Any
 
+from pydantic_core import from_json
 from sqlalchemy import create_engine, event, make_url
 from sqlalchemy.exc import ArgumentError, NoSuchModuleError
 
@@ -65,10 +67,18 @@ def make_engine(url: URL) -> Engine:
             raise UsageError(f"there is no database driver {url.drivername!r}; use postgresql") from error
         except ModuleNotFoundError as error:
             raise UsageError(f"{error.name} is not installed; `pip install 'orch[postgres]'`") from error
-    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS})
+    engine = create_engine(url, connect_args={"timeout": BUSY_SECONDS}, json_deserializer=_read_json)
     event.listen(engine, "connect", _configure_sqlite)
     event.listen(engine, "begin", _begin_sqlite)
     return engine
+
+
+def _read_json(text: str) -> Any:
+    """As `json.loads`, in a third of the time, which is much of that which reading thousands of trials takes."""
+    try:
+        return from_json(text)
+    except ValueError:  # half of a surrogate pair, as in the path of a file whose name is no text
+        return json.loads(text)
 
 
 def _configure_sqlite(connection: sqlite3.Connection, _: object) -> None:

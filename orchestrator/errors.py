@@ -29,6 +29,8 @@ EXIT_TRIALS_FAILED = 4
 
 def printable(text: str) -> str:
     """The text in one line that does nothing to a terminal: control characters are written out."""
+    if text.isprintable():
+        return text
     return "".join(letter if letter.isprintable() else ascii(letter)[1:-1] for letter in text)
 
 

@@ -40,7 +40,7 @@ class Leaders:
         """The leaders whose export has not been tried."""
         leaders = compare.ranked(trials, epochs, self._study.objectives)[: self._study.budget.num_exports]
         tried = self._record.exports(self._row.id, failed=True)
-        return [trial for trial in leaders if trial.number not in tried]
+        return [trial for trial in leaders if trial.number not in tried and not trial.is_freed]
 
     def export(
         self, trials: Sequence[tables.Trial], executor: Executor, next_events: Callable[[], list[Event]]

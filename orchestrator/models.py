@@ -119,5 +119,11 @@ def check_hash(path: Path, expected: str, error_type: type[UsageError | RefusedE
 
 
 def accepted_attempt(record: Record, trial: Trial) -> Attempt:
-    """The attempt whose files count."""
+    """The attempt whose files count.
+
+    Raises:
+        UsageError: its weights were freed.
+    """
+    if trial.is_freed:
+        raise UsageError(f"trial {trial.number} is on record, but its files are not there: {trial.message}")
     return next(attempt for attempt in reversed(record.attempts(trial.id)) if attempt.manifest is not None)

@@ -78,6 +78,18 @@ def open_study(name: str = "") -> StudyResults:
     return StudyResults(row.name)
 
 
+def contrast(*things: str) -> dict[str, Any]:
+    """Runs, trials or studies beside each other, as `orch compare A B --json` has them: `contrast("s/3", "s/5")`.
+
+    Raises:
+        UsageError: no such run, trial or study.
+    """
+    from orchestrator import views
+
+    with _record() as record:
+        return views.contrast(record, things)
+
+
 class StudyResults:
     """A study, read from the record whenever it is asked."""
 
@@ -87,12 +99,23 @@ class StudyResults:
     @property
     def trials(self) -> list[dict[str, Any]]:
         """A row a trial, the best first: `trial`, `value`, `params`, `epochs`, `seconds`, `state`, `run_id`, …"""
-        from orchestrator import compare
-        from orchestrator.objectives import of_spec
+        return self.select()
+
+    def select(self, where: str = "", *, sort: str = "") -> list[dict[str, Any]]:
+        """The rows for which a filter holds, as of `orch compare --filter --sort`: `select("lr>1e-3", sort="-epochs")`.
+
+        Raises:
+            UsageError: it is no filter, or there is no such column.
+        """
+        from orchestrator import views
 
         with self._read() as (record, row):
-            trials, epochs, runs = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
-            return compare.leaderboard(trials, epochs, runs, row.spec.get("space"), of_spec(row.spec))
+            board = views.board(record, row)
+        if where:
+            board.filtered(where)
+        if sort:
+            board.sort(sort)
+        return board.rows
 
     @property
     def front(self) -> list[dict[str, Any]]:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import re
 from typing import TYPE_CHECKING, Any, Literal
 
-from orchestrator import overrides
 from orchestrator.errors import UnknownNameError, UsageError
 from recipes.config import METRICS, Part, objective_of
 from recipes.speed import ALL_SPEED_METRICS, LATENCY
@@ -50,6 +49,8 @@ def take(typed: dict[str, str], *, single: bool) -> tuple[Objective, ...]:
     """
     if KEY not in typed:
         return ()
+    from orchestrator import overrides  # its parser takes a while to import, and tables of results need it not
+
     text = overrides.split(typed.pop(KEY))[1]
     if single:
         raise UsageError(f"{KEY} belongs to `orch sweep`; `orch train` runs one configuration")

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
 
-from sqlalchemy import bindparam, delete, func, select, text
+from sqlalchemy import bindparam, case, delete, func, select, text
 from sqlalchemy.exc import DBAPIError, OperationalError
 from sqlalchemy.orm import Session, sessionmaker
 
@@ -275,12 +275,14 @@ class Record:
             return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
     @_through_restarts
-    def all_attempts(self, study_id: int) -> list[tuple[int, Attempt]]:
-        """All attempts of a study with the numbers of their trials, as they began."""
-        query = select(Trial.number, Attempt).join(Attempt, Attempt.trial_id == Trial.id)
+    def attempts_of_study(self, study_id: int) -> dict[int, list[Attempt]]:
+        """Trial number -> all attempts at it, the first first."""
+        query = select(Trial.number, Attempt).join(Trial, Trial.id == Attempt.trial_id)
+        found: dict[int, list[Attempt]] = {}
         with self.read() as session:
-            found = session.execute(query.where(Trial.study_id == study_id).order_by(Attempt.started_at))
-            return [(number, attempt) for number, attempt in found]
+            for number, attempt in session.execute(query.where(Trial.study_id == study_id).order_by(Attempt.number)):
+                found.setdefault(number, []).append(attempt)
+        return found
 
     @_through_restarts
     def ran_out(self, study_id: int) -> set[int]:
@@ -303,6 +305,50 @@ class Record:
             for number, epoch in session.execute(query):
                 found.setdefault(number, []).append(epoch)
         return found
+
+    @_through_restarts
+    def epochs_of(self, trial_id: int) -> Sequence[Epoch]:
+        """The recorded epochs of one trial in order."""
+        with self.read() as session:
+            return session.scalars(select(Epoch).where(Epoch.trial_id == trial_id).order_by(Epoch.number)).all()
+
+    @_through_restarts
+    def telling_epochs(self, study_id: int) -> dict[int, list[Epoch]]:
+        """What tells how good the trials of a study are: `epochs` with their `number` and `metrics` alone.
+
+        A trial with a result has but one, its best, with what the first told and it did not, such as the model's size.
+        """
+        has_result = Trial.state.in_([State.COMPLETE, State.PRUNED]) & Trial.best_epoch.is_not(None)
+        best = case((has_result, Trial.best_epoch))
+        query = (
+            select(Trial.number, best, Epoch.number, Epoch.metrics)  # no objects: they take as long again
+            .join(Trial, Trial.id == Epoch.trial_id)
+            .where(Trial.study_id == study_id, best.is_(None) | Epoch.number.in_([1, best]))
+            .order_by(Trial.number, Epoch.number)
+        )
+        found: dict[int, list[Epoch]] = {}
+        first: dict[int, dict[str, Any]] = {}
+        with self.read() as session:
+            for trial, best_epoch, number, metrics in session.execute(query):
+                if best_epoch is None:
+                    found.setdefault(trial, []).append(Epoch(number=number, metrics=metrics))
+                elif number == best_epoch:
+                    found[trial] = [Epoch(number=number, metrics=first.get(trial, {}) | metrics)]
+                else:
+                    first = {trial: metrics}
+        return found
+
+    @_through_restarts
+    def totals(self, study_id: int) -> dict[int, tuple[int, float]]:
+        """Trial number -> how many epochs it has, and how many seconds they took."""
+        query = (
+            select(Trial.number, func.count(), func.sum(Epoch.seconds))
+            .join(Trial, Trial.id == Epoch.trial_id)
+            .where(Trial.study_id == study_id)
+            .group_by(Trial.number)
+        )
+        with self.read() as session:
+            return {number: (count, seconds) for number, count, seconds in session.execute(query)}
 
     @_through_restarts
     def exports(self, study_id: int, *, failed: bool = False) -> dict[int, Export]:
@@ -488,6 +534,20 @@ class Record:
             row.state, row.ended_at = State.PRUNED, time.time()
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
             return row
+
+    @_through_restarts
+    def free_files(self, lease: Lease, trials: Sequence[Trial], name: str, message: str) -> list[Trial]:
+        """Write that the file `name` of some trials no longer counts, and why; return them as they are now."""
+        numbers = [trial.id for trial in trials]
+        with self.write(lease) as session:
+            for attempt in session.scalars(select(Attempt).where(Attempt.trial_id.in_(numbers))):
+                if attempt.manifest:
+                    attempt.manifest = {file: sha256 for file, sha256 in attempt.manifest.items() if file != name}
+            rows = session.scalars(select(Trial).where(Trial.id.in_(numbers)).order_by(Trial.number)).all()
+            for row in rows:
+                row.message = message
+                session.add(ChangeRow(study_id=row.study_id, kind=Change.TRIAL, trial=row.number))
+            return list(rows)
 
     @_through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:

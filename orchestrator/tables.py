@@ -13,6 +13,7 @@ from sqlalchemy.orm import DeclarativeBase, Mapped, mapped_column
 
 MAX_NAME_LENGTH = 200
 ARCHIVED = "archived_at"  # key of the spec of a study that is put away
+FREED = "weights were freed by "  # how the message of a trial begins that has none any more
 PARENT = -1  # stands for the study itself where a trial's number is asked for
 
 # SQLite counts up by itself only in a column of its own INTEGER type.
@@ -119,6 +120,11 @@ class Trial(Base):
     created_at: Mapped[float]
     started_at: Mapped[float | None]
     ended_at: Mapped[float | None]
+
+    @property
+    def is_freed(self) -> bool:
+        """Whether it ended well and its weights were removed since; its message says by what."""
+        return self.state in {State.COMPLETE, State.PRUNED} and (self.message or "").startswith(FREED)
 
 
 class Attempt(Base):

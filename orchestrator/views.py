@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import collections
 import contextlib
 import shlex
 from dataclasses import dataclass
@@ -9,21 +10,27 @@ from typing import TYPE_CHECKING, Any
 
 from sqlalchemy import select
 
-from orchestrator import compare, names
+from orchestrator import compare, contrasts, names
+from orchestrator.columns import Board
+from orchestrator.contrasts import Side
+from orchestrator.curves import LETTERS
 from orchestrator.errors import UnknownNameError, UsageError
 from orchestrator.leases import holder_of, study_lease
 from orchestrator.objectives import of_spec
-from orchestrator.tables import MirrorRun, Reason, State, Study
+from orchestrator.tables import PARENT, MirrorRun, Reason, State, Study
+from recipes.config import objective_of
 from recipes.speed import ALL_SPEED_METRICS
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Mapping, Sequence
 
     from orchestrator.monitor import Outcome
     from orchestrator.settings import Settings
     from orchestrator.store import Record
+    from orchestrator.tables import Epoch, Trial
 
 MODEL_METRICS = ("num_parameters", "flops")  # what the first epoch tells of the model, and no later one
+NOT_COMPARED = ("name", "fixed", "queue", "known")  # of studies: `fixed` is in each trial's configuration
 TOLD_ONCE = (*MODEL_METRICS, *ALL_SPEED_METRICS)
 
 
@@ -93,6 +100,85 @@ def status(record: Record, study: Study) -> dict[str, Any]:
     }
 
 
+def board(record: Record, study: Study) -> Board:
+    """The leaderboard of a study by columns, from no more of the record than it needs: quick for 10,000 trials."""
+    trials, epochs = record.trials(study.id), record.telling_epochs(study.id)
+    space, named = study.spec.get("space"), of_spec(study.spec)
+    rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), space, named, record.totals(study.id))
+    told = {t.number: compare.told_until_best(epochs.get(t.number, []), objective_of(t.config)) for t in trials}
+    return Board(rows, trials, told)
+
+
+def whole_study(record: Record, reference: str) -> Study:
+    """The study that `reference` names, or the newest if it is empty, as of `find_study_or_trial`.
+
+    Raises:
+        UsageError: there is none, or a single trial is meant.
+    """
+    study, number = find_study_or_trial(record, reference)
+    if number is None:
+        return study
+    name = f"{names.title(record, study)}/{number}"
+    raise UsageError(f"{name} is one trial; name another to compare it with, or see `orch show {name}`")
+
+
+def contrast(record: Record, references: Sequence[str]) -> dict[str, Any]:
+    """Runs, trials and whole studies beside each other; see `contrasts.contrast`.
+
+    Raises:
+        UsageError: no such run, trial or study, or too many of them.
+    """
+    if len(references) > len(LETTERS):
+        raise UsageError(f"at most {len(LETTERS)} things are compared; found {len(references)}")
+    return contrasts.contrast([_side(record, *find_study_or_trial(record, each)) for each in references])
+
+
+def _side(record: Record, study: Study, number: int | None) -> Side:
+    from orchestrator.recorded import BESIDE, PROVENANCE  # imports what a study is read by, which takes a while
+
+    named = of_spec(study.spec)
+    trials = record.trials(study.id) if number is None else []
+    leaders = compare.ranked(trials, record.telling_epochs(study.id), named) if trials else []
+    trial = record.trial(study.id, number) if number is not None else next(iter(leaders), None)
+    epochs = record.epochs_of(trial.id) if trial else []
+    objective = objective_of(trial.config if trial else study.spec.get("fixed", {}))
+    spec = {name: value for name, value in study.spec.items() if name not in {*BESIDE, *NOT_COMPARED}}
+    attempts = record.attempts(trial.id) if trial else []
+    provenance = record.provenance(study, attempts[-1]) if attempts else study.spec.get(PROVENANCE, {})
+    name = names.title(record, study)
+    return Side(
+        name=name if number is None else f"{name}/{number}",
+        whole_study=number is None,
+        trial=trial.number if trial else None,
+        state=trial.state.value if trial else None,
+        run_id=record.run_ids(study.id).get(PARENT if number is None else number),
+        objective=objective,
+        config=trial.config if trial else {},
+        study=spec,
+        provenance={name: value for name, value in provenance.items() if name not in spec},
+        figures=_figures(trial, epochs, objective) | (_counts(trials) if number is None else {}),
+        curves={name: [e.metrics[name] for e in epochs if name in e.metrics] for name in (objective, "val_loss")},
+        directions={each.name: each.direction for each in named},
+    )
+
+
+def _figures(trial: Trial | None, epochs: Sequence[Epoch], objective: str) -> dict[str, float]:
+    """What a trial came to: the metrics of its best epoch, and what all epochs took."""
+    if trial is None or not epochs:
+        return {}
+    told = {name: v for name, v in compare.told_until_best(epochs, objective).items() if name not in trial.config}
+    best = compare.best_epoch(epochs, objective)
+    value = {} if trial.value is None else {objective: trial.value}
+    seconds = round(sum(epoch.seconds for epoch in epochs), 3)
+    return told | value | {"best_epoch": best.number if best else 0, "epochs": len(epochs), "train_seconds": seconds}
+
+
+def _counts(trials: Sequence[Trial]) -> dict[str, float]:
+    """How many trials a study has, and how many of them ended how."""
+    found = collections.Counter(trial.state.value for trial in trials)
+    return {"trials": len(trials), **{state: found[state] for state in State if found[state]}}
+
+
 def find_trial(record: Record, reference: str) -> tuple[Study, int]:
     """The study and number of `NUMBER` (of the newest study), `STUDY/NUMBER` or an MLflow run id.
 
@@ -114,7 +200,8 @@ def find_trial(record: Record, reference: str) -> tuple[Study, int]:
 
 
 def find_study_or_trial(record: Record, reference: str) -> tuple[Study, int | None]:
-    """The study that `reference` names, or the newest if it is empty; else the trial as of `find_trial`.
+    """The study that `reference` names (its name, or its run in MLflow), or the newest if it is empty; else
+    the trial as of `find_trial`.
 
     Raises:
         UsageError: neither.
@@ -123,6 +210,10 @@ def find_study_or_trial(record: Record, reference: str) -> tuple[Study, int | No
         return record.newest_study(), None
     with contextlib.suppress(UnknownNameError):
         return names.named(record, reference), None
+    with record.read() as session:
+        parent = session.scalar(select(MirrorRun).where(MirrorRun.run_id == reference, MirrorRun.trial == PARENT))
+        if parent is not None:
+            return session.get_one(Study, parent.study_id), None
     try:
         return find_trial(record, reference)
     except UnknownNameError:

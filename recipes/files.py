@@ -45,6 +45,23 @@ def link_whole(source: Path, target: Path) -> None:
         write_whole(target, source.read_bytes())
 
 
+def replace_by_link(source: Path, target: Path) -> None:
+    """Make `target` another name of a file, or a copy where the disk knows no links, whatever was there before.
+
+    Raises:
+        OSError: it can't be made; what was there before still is.
+    """
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f"{target.name}.{secrets.token_hex(4)}.tmp")
+    try:
+        temporary.hardlink_to(source)
+        temporary.replace(target)
+    except OSError:
+        write_whole(target, source.read_bytes())
+    finally:
+        temporary.unlink(missing_ok=True)  # is still there where both were the same file before
+
+
 def sync(folder: Path) -> None:
     """Make a rename in the folder survive a power cut."""
     descriptor = os.open(folder, os.O_RDONLY)

@@ -11,6 +11,7 @@ import sys
 from orchestrator.cli import running  # noqa: F401
 from orchestrator.cli import controlling  # noqa: F401
 from orchestrator.cli import records  # noqa: F401
+from orchestrator.cli import comparing  # noqa: F401
 from orchestrator.cli import models  # noqa: F401
 from orchestrator.cli import catalogues  # noqa: F401
 from orchestrator.cli import housekeeping  # noqa: F401

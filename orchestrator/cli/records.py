@@ -97,21 +97,6 @@ def logs(
             print(printable(line), flush=True)
 
 
-@app.command("compare")
-def compare_(study: AnyStudy = "", as_json: AsJson = False) -> None:
-    """Rank the trials of a study: value, the parameters that differ, epochs, seconds, state."""
-    from orchestrator import compare, render
-    from orchestrator.objectives import of_spec
-
-    with open_record() as record:
-        row = one_study(record, study)
-        trials, epochs, run_ids = record.trials(row.id), record.epochs(row.id), record.run_ids(row.id)
-        rows = compare.leaderboard(trials, epochs, run_ids, row.spec.get("space"), of_spec(row.spec))
-    if as_json:
-        return print_json(rows)
-    return render.show_leaderboard(rows)
-
-
 @app.command()
 def report(
     study: AnyStudy = "",

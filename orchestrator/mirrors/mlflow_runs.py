@@ -30,6 +30,7 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
+from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from requests import RequestException
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
@@ -50,7 +51,7 @@ from orchestrator.mirrors.mlflow_tags import launch_files, study_params, study_t
 from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 from recipes.config import objective_of
-from recipes.files import sha256_of
+from recipes.files import replace_by_link, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -74,6 +75,7 @@ PARENT_TAG = "mlflow.parentRunId"
 MODEL_TAG = "orch.model_id"
 PAGE = 1000
 DAMAGED = "missing or damaged"
+FREED = "freed"
 
 _STATUS = {
     State.WAITING: "SCHEDULED",
@@ -413,6 +415,8 @@ class MlflowRuns:
             folder = self._settings.attempt_folder(study.name, trial.number, last.number)
             batch.tags |= self._copy(run, folder / CHECKPOINT, last.manifest[CHECKPOINT], "checkpoint")
             batch.tags |= self._copy_others(run, folder, last.manifest)
+        elif trial.state in {State.COMPLETE, State.PRUNED} and trial.is_freed:
+            batch.tags |= self._remove_checkpoint(run)
         if export is not None and export.error is not None:
             batch.tags |= _changed({"orch.onnx_error": export.error}, run.tags)
         elif export is not None:
@@ -442,7 +446,7 @@ class MlflowRuns:
             logger.warning("%s is %s (SHA-256 %s expected); it is not copied to MLflow", file, DAMAGED, sha256)
             return {tag: DAMAGED}
         with time_for_files():
-            self._client.log_artifact(run.id, str(file), folder)
+            self._put(run, file, folder)
             if self._sha256_there(run, f"{folder}/{file.name}") != sha256:
                 raise UnavailableError(f"{file} did not arrive whole at {run.artifact_uri}")
         return {tag: sha256}
@@ -460,8 +464,27 @@ class MlflowRuns:
                 digest = DAMAGED
                 continue
             with time_for_files():
-                self._client.log_artifact(run.id, str(file), str(PurePosixPath("files", name).parent))
+                self._put(run, file, str(PurePosixPath("files", name).parent))
         return {tag: digest}
+
+    def _put(self, run: _Run, file: Path, folder: str) -> None:
+        """Put a file into the run's artifacts; on this machine it gets a second name there and takes no more room."""
+        there = local_path(run.artifact_uri)
+        if there is None or not there.is_absolute():
+            self._client.log_artifact(run.id, str(file), folder)
+        else:
+            replace_by_link(file, there / folder / file.name)
+
+    def _remove_checkpoint(self, run: _Run) -> dict[str, str]:
+        """Remove weights that `keep=` frees; the tag that says so, or an empty dict if it does."""
+        tag = "orch.checkpoint_sha256"
+        if run.tags.get(tag) == FREED:
+            return {}
+        if tag in run.tags:
+            artifacts = get_artifact_repository(run.artifact_uri, self._uri)
+            with time_for_files():
+                artifacts.delete_artifacts(f"checkpoint/{CHECKPOINT}")  # type: ignore[no-untyped-call]
+        return {tag: FREED}
 
     def _sha256_there(self, run: _Run, path: str) -> str:
         local = local_path(run.artifact_uri)

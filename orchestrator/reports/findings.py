@@ -104,12 +104,12 @@ class Findings:
 
 def findings(settings: Settings, record: Record, study: Study) -> Findings:
     """Read a study; ask its winner, if it has one with files."""
-    trials, epochs, attempts = record.trials(study.id), record.epochs(study.id), record.all_attempts(study.id)
+    trials, epochs, attempts = record.trials(study.id), record.epochs(study.id), record.attempts_of_study(study.id)
     named, space = of_spec(study.spec), study.spec.get("space", {})
     rows = compare.leaderboard(trials, epochs, record.run_ids(study.id), space, named)
     rows = [row for row in rows if row["confirms"] is None]
     winner = next(iter(compare.ranked(trials, epochs, named)), None)
-    last = next((each for number, each in reversed(attempts) if winner and number == winner.number), None)
+    last = attempts[winner.number][-1] if winner and winner.number in attempts else None
     found, why = _answers(settings, study, winner)
     return Findings(
         study=study,
@@ -120,7 +120,7 @@ def findings(settings: Settings, record: Record, study: Study) -> Findings:
         rows=rows,
         trials=_drawn(trials, epochs, rows, space),
         losses=_losses(epochs.get(winner.number, []) if winner else []),
-        work=[_work(number, attempt) for number, attempt in attempts],
+        work=_work_of(attempts),
         num_epochs=sum(map(len, epochs.values())),
         train_seconds=sum(epoch.seconds for each in epochs.values() for epoch in each),
         importances=_importances(study, trials, rows),
@@ -131,6 +131,12 @@ def findings(settings: Settings, record: Record, study: Study) -> Findings:
         answers=found,
         no_answers=why,
     )
+
+
+def _work_of(attempts: Mapping[int, Sequence[Attempt]]) -> list[Work]:
+    """All attempts as they began."""
+    found = [(number, attempt) for number, each in attempts.items() for attempt in each]
+    return [_work(number, attempt) for number, attempt in sorted(found, key=lambda pair: pair[1].started_at)]
 
 
 def _objective(study: Study, trials: Sequence[Trial]) -> str:

@@ -15,7 +15,15 @@ SOURCES = sorted([*(ROOT / "recipes").rglob("*.py"), *(ROOT / "orchestrator").rg
 # Whoever imports a module of a layer lies in the same layer or in one above it.
 LAYERS = [
     {"cli", "notebook"},
-    {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.housekeeping"},
+    {
+        "cli.running",
+        "cli.controlling",
+        "cli.records",
+        "cli.comparing",
+        "cli.models",
+        "cli.catalogues",
+        "cli.housekeeping",
+    },
     {"cli.shared"},
     {"doctor"},
     {"reports.report"},
@@ -28,7 +36,7 @@ LAYERS = [
     {"serving.app"},
     {"serving.batching", "serving.following", "serving.measures", "serving.payloads"},
     {"serving.api", "serving.options"},
-    {"exports", "plan"},
+    {"exports", "plan", "garbage"},
     {
         "coordinator",
         "control",
@@ -51,11 +59,12 @@ LAYERS = [
         "mirrors.tensorboard_events",
     },
     {"predictions"},
-    {"leaders", "limits", "standing", "company", "attempt_files"},
+    {"leaders", "limits", "standing", "company", "retention", "attempt_files"},
     {"rungs"},
     {"models", "mirror_process", "packing", "probe"},
     {"monitor"},
     {"carrier"},
+    {"columns"},
     {
         "registry",
         "ledger",
@@ -63,6 +72,7 @@ LAYERS = [
         "inference",
         "compare",
         "importances",
+        "contrasts",
         "search",
         "samplers",
         "recent",
@@ -85,7 +95,8 @@ LAYERS = [
     {"fields"},
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
-    {"leases", "store", "space", "constraints", "forkserver", "signals"},
+    {"filters"},
+    {"leases", "store", "space", "constraints", "curves", "forkserver", "signals"},
     {"tables", "settings", "processes", "engines", "standalone"},
     {"errors"},
 ]
@@ -111,7 +122,16 @@ THIRD_PARTY = {
     "ray": {"executors.ray_cluster"},
     "fsspec": {"depot"},
     "rich": {"live", "render"},
-    "typer": {"cli.running", "cli.controlling", "cli.records", "cli.models", "cli.catalogues", "cli.shared"},
+    "typer": {
+        "cli.running",
+        "cli.controlling",
+        "cli.records",
+        "cli.comparing",
+        "cli.models",
+        "cli.housekeeping",
+        "cli.catalogues",
+        "cli.shared",
+    },
 }
 
 

@@ -117,6 +117,11 @@ def test_leaderboard_shows_the_fields_that_differ_only():
     ]
 
 
+def test_one_is_not_true_though_python_says_so():
+    rows = compare.leaderboard([trial(0, flag=True, same=float("nan")), trial(1, flag=1, same=float("nan"))], {}, {})
+    assert [row["params"] for row in rows] == [{"flag": True}, {"flag": 1}]
+
+
 def test_status_counts_every_state_and_names_the_best():
     study = Study(name="s", recipe="cnn", data="digits", spec={"budget": {"trials": 50}})
     trials = [trial(0, value=0.8, lr=1), trial(1, value=0.9, lr=2), trial(2, State.PRUNED), trial(3, State.RUNNING)]

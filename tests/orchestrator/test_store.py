@@ -638,3 +638,11 @@ def test_server_that_is_not_there_is_given_up_within_ten_seconds(silent):
         with pytest.raises(UnavailableError, match=r"orch:\*\*\*@127.0.0.1"):
             Record.open(f"postgresql://orch:s3cret@127.0.0.1:{listener.getsockname()[1]}/d", create=True)
         assert time.monotonic() - began < 10
+
+
+@pytest.mark.parametrize("value", ["\udcff.png", "é\x00", 2**70, 1e-300, -0.0, float("inf"), [None, True, {"a": {}}]])
+def test_what_a_spec_holds_is_read_as_it_was_written(lite, value):
+    record, _ = lite
+    new_study(record, value=value)
+    found = record.study("s").spec["value"]
+    assert repr(found) == repr(value)

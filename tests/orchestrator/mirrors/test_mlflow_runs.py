@@ -30,7 +30,7 @@ from orchestrator.mirror import Follower, lag, sync
 from orchestrator.mirrors import Place, study_key
 from orchestrator.mirrors.mlflow_store import address
 from orchestrator.mirrors.mlflow_tags import study_params
-from orchestrator.tables import Reason, State, Study
+from orchestrator.tables import FREED, Reason, State, Study
 from tests.support.orch import wait_until
 from tests.support.sweeps import MirrorProcess, Sweep, expected, in_mlflow, runs_of, settings_of, value_of
 
@@ -277,6 +277,67 @@ def test_half_copied_file_is_copied_again(sweep):
     checkpoint = sweep.end(trial)
     sync(sweep.settings)
     assert file.read_bytes() == checkpoint
+
+
+KILLED_COPY = """
+import os, signal, sys
+from pathlib import Path
+from orchestrator.mirror import sync
+from tests.support.sweeps import settings_of
+rename = Path.replace
+def strike(path, target):
+    if "checkpoint" in path.parts:
+        os.kill(os.getpid(), signal.SIGKILL)
+    return rename(path, target)
+Path.replace = strike
+sync(settings_of(Path(sys.argv[1])))
+"""
+
+
+@pytest.mark.parametrize("other_disk", [False, True])
+def test_copy_that_is_killed_leaves_no_half_file_and_is_made_whole(sweep, tmp_path_factory, other_disk):
+    """Row 14: killed when the bytes are there and their name is not; on another disk they are copied, else linked."""
+    if other_disk:
+        shared = Path("/dev/shm")
+        if not shared.is_dir() or shared.stat().st_dev == sweep.settings.home.stat().st_dev:
+            pytest.skip("there is no other disk")
+        folder = shared / f"orch-test-{os.getpid()}-{time.time_ns()}"
+        folder.mkdir()
+        sweep.settings.artifacts.symlink_to(folder)
+    try:
+        trial = sweep.start()
+        sweep.train(trial, 1, 2, 3)
+        checkpoint = sweep.end(trial)
+        killed = subprocess.run([sys.executable, "-c", KILLED_COPY, str(sweep.settings.home)], check=False)
+        assert killed.returncode == -signal.SIGKILL
+        run = runs_of(sweep.settings)[1][0]
+        file = artifact(run, "checkpoint/best.safetensors")
+        assert "orch.checkpoint_sha256" not in run.data.tags
+        assert not file.exists()
+        assert [path.suffix for path in file.parent.iterdir()] == [".tmp"]
+        sync(sweep.settings)
+        assert file.read_bytes() == checkpoint
+        assert runs_of(sweep.settings)[1][0].data.tags["orch.checkpoint_sha256"] == sha256(checkpoint)
+        own = sweep.settings.attempt_folder("s", 0, 1) / "best.safetensors"
+        assert file.samefile(own) is not other_disk
+    finally:
+        if other_disk:
+            shutil.rmtree(folder)
+
+
+def test_weights_that_are_freed_go_from_the_run_and_nothing_else(sweep):
+    trial = sweep.run()
+    sync(sweep.settings)
+    run = runs_of(sweep.settings)[1][0]
+    assert artifact(run, "checkpoint/best.safetensors").exists()
+    sweep.record.free_files(sweep.lease, [trial], "best.safetensors", f"{FREED}keep=none")
+    late = sweep.run()
+    sweep.record.free_files(sweep.lease, [late], "best.safetensors", f"{FREED}keep=none")
+    sync(sweep.settings)
+    for run in (runs_of(sweep.settings)[1][number] for number in (0, 1)):
+        assert not artifact(run, "checkpoint/best.safetensors").exists()
+        assert (run.info.status, run.data.tags["orch.checkpoint_sha256"]) == ("FINISHED", "freed")
+    assert in_mlflow(sweep.settings) == expected({0: 3, 1: 3})
 
 
 def test_damaged_checkpoint_is_not_copied_and_the_rest_is(sweep, caplog):
