@@ -94,7 +94,7 @@ def reproduce(
     wanted = epochs[:check] if check else epochs
     slot = _slot(trial, attempt)
     same, differs = _compared(recorded_study, trial, attempt, then, slot)
-    again = list(_train(settings, recorded_study, trial, slot, server, len(wanted), tell))
+    again = list(_train(recorded_study, trial, slot, server, len(wanted), tell))
     return replace(_judged(wanted, again), trial=f"{study}/{number}", same=same, differs=differs)
 
 
@@ -109,7 +109,6 @@ def _slot(trial: Trial, attempt: Attempt) -> Slot:
 
 
 def _train(
-    settings: Settings,
     study: Study,
     trial: Trial,
     slot: Slot,
@@ -118,7 +117,7 @@ def _train(
     tell: Callable[[str], None],
 ) -> Iterator[EpochEnded]:
     """The first epochs of a trial in a process of its own, in a folder that goes afterwards."""
-    with tempfile.TemporaryDirectory(dir=settings.home, prefix=".reproduce-") as folder:
+    with tempfile.TemporaryDirectory(prefix="orch-reproduce-") as folder:
         spec = TrialSpec(
             study=study.name,
             trial=trial.number,

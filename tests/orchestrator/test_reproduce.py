@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import tempfile
 from contextlib import closing
 
 import pytest
@@ -37,6 +38,14 @@ def settings(template, tmp_path, monkeypatch):
     return settings_of(home)
 
 
+@pytest.fixture
+def temporary(tmp_path, monkeypatch):
+    folder = tmp_path / "temporary"
+    folder.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(folder))
+    return folder
+
+
 def change(settings, kind, key, **values):
     """Overwrite columns of a row of the record."""
     with closing(Record.open(settings.record_url)) as record, record.write() as session:
@@ -45,14 +54,14 @@ def change(settings, kind, key, **values):
             setattr(row, name, {**getattr(row, name), **value} if isinstance(value, dict) else value)
 
 
-def test_trial_trained_again_has_the_same_bits_and_leaves_nothing(settings):
+def test_trial_trained_again_has_the_same_bits_and_leaves_nothing(settings, temporary):
     lines = []
     found = reproduce(settings, NAME, 0, tell=lines.append)
     assert (found.trial, found.verdict, found.epochs, found.first_other_epoch) == (f"{NAME}/0", "same bits", 3, None)
     assert {"train_loss", "val_loss", "val_accuracy", "lr", "num_parameters"} <= set(found.metrics)
     assert not {"images_per_second", "peak_memory_bytes"} & set(found.metrics)
     assert (len(found.same), found.differs, len(lines)) == (6, {}, 3)
-    assert not list(settings.home.glob(".reproduce-*"))
+    assert not list(temporary.iterdir())
     assert "equal to the last digit" in found.line()
 
 
@@ -98,7 +107,7 @@ def test_trial_of_before_launches_were_kept_is_compared_by_what_there_is(setting
     assert "code" in found.same
 
 
-def test_what_cannot_be_trained_again_is_one_line(settings):
+def test_what_cannot_be_trained_again_is_one_line(settings, temporary):
     with pytest.raises(UnknownNameError, match="did you mean 'cnn-digits'"):
         reproduce(settings, "cnn-digit", 0)
     with pytest.raises(UsageError, match="trial 7 of 'cnn-digits' has no epochs to compare"):
@@ -106,4 +115,4 @@ def test_what_cannot_be_trained_again_is_one_line(settings):
     change(settings, Trial, 1, config={"data": "folder:/nowhere"})
     with pytest.raises(UnavailableError, match=r"cannot be trained again: .*/nowhere does not exist"):
         reproduce(settings, NAME, 0)
-    assert not list(settings.home.glob(".reproduce-*"))
+    assert not list(temporary.iterdir())
