@@ -98,7 +98,8 @@ def test_model_is_one_that_mlflow_reads(exported):
     assert mlflow.onnx.load_model(folder).graph.name == "double"
 
 
-def test_model_that_a_kill_left_half_made_is_finished(sweep, monkeypatch):
+@pytest.mark.parametrize(("step", "status"), [("lay_out", "PENDING"), ("_metrics", "READY")])
+def test_model_that_a_kill_left_half_made_is_finished(sweep, monkeypatch, step, status):
     trial = sweep.run()
     sweep.export(trial, double())
 
@@ -108,20 +109,21 @@ def test_model_that_a_kill_left_half_made_is_finished(sweep, monkeypatch):
     def kill(*_, **__):
         raise KilledError
 
-    monkeypatch.setattr(mlflow_tabs, "lay_out", kill)
+    monkeypatch.setattr(mlflow_tabs, step, kill)
     place = mirror.Place(
         settings=sweep.settings, record=sweep.record, lease=sweep.lease, study=sweep.record.study(sweep.name)
     )
     follower = mirror.Follower("mlflow", place)
     with pytest.raises(KilledError):
         follower.step()
-    assert [str(model.status) for model in models_of(sweep.settings)[2]] == ["PENDING"]
+    assert [str(model.status) for model in models_of(sweep.settings)[2]] == [status]
     monkeypatch.undo()
     for _ in range(2):
         sync(sweep.settings)
     _, runs, (model,) = models_of(sweep.settings)
     assert str(model.status) == "READY"
     assert len(runs[0].outputs.model_outputs) == 1
+    assert {metric.key for metric in model.metrics} == {"train_loss", "val_loss", "val_accuracy"}
 
 
 def test_export_that_is_no_onnx_model_is_a_warning_and_all_else_arrives(sweep, caplog):
