@@ -207,6 +207,17 @@ def serve(
     serve_model(the_settings(), model, chosen, _show_served)
 
 
+@app.command(no_args_is_help=True)
+def demo(
+    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 7860,
+) -> None:
+    """Show a page on this machine to drop a picture on, or to draw a digit, and what a promoted model makes of it."""
+    from orchestrator.demo import demo as show_demo
+
+    show_demo(the_settings(), model, port, _show_page)
+
+
 @app.command()
 def evaluate(
     target: Annotated[
@@ -303,6 +314,11 @@ def _move(move: Mapping[str, Any]) -> list[Any]:
     place = f"{move['study']}/{move['trial']}"
     score = f"{move['metric']} {move['score']:.4f}"
     return [when, move["who"], move["kind"], move["alias"], version, place, score, failed, move["reason"] or ""]
+
+
+def _show_page(title: str, address: str) -> None:
+    print(printable(f"{title}: {address}"))
+    print("Ctrl-C stops it.", flush=True)
 
 
 def _show_served(loaded: Any, address: str) -> None:

@@ -10,12 +10,10 @@ import asyncio
 import contextlib
 import functools
 import hmac
-import ipaddress
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import urlsplit
 
 import numpy as np
 import swagger_ui_bundle  # type: ignore[import-untyped]
@@ -29,6 +27,7 @@ from orchestrator.executors.local import num_cores
 from orchestrator.serving.api import DESCRIPTION, PAGE, PAGE_POLICY, PAGE_SCRIPT
 from orchestrator.serving.batching import Batcher, FullError
 from orchestrator.serving.measures import CONTENT_TYPE
+from orchestrator.serving.names import Names
 from orchestrator.serving.payloads import RequestError, dumped, of_pictures, of_tensor, read_json, read_pictures
 
 if TYPE_CHECKING:
@@ -159,9 +158,7 @@ class _Guard:
     def __init__(self, app: ASGIApp, measures: Measures, options: Options, port: int) -> None:
         self._app, self._measures = app, measures
         self._token = f"Bearer {options.token.get_secret_value()}".encode() if options.token else b""
-        self._is_loopback, self._port = options.is_loopback, port
-        self._hosts = {f"{name}:{port}" for name in ("127.0.0.1", "localhost", "[::1]", options.host)}
-        self._hosts |= {name.lower() for name in options.allow_hosts}
+        self._names = Names(options, port)
         self._paths = {"/predict", "/metrics", *OPEN}
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -177,7 +174,7 @@ class _Guard:
 
         headers = dict(scope["headers"])
         scope["may"] = not self._token or hmac.compare_digest(headers.get(b"authorization", b""), self._token)
-        if not self._is_ours(headers.get(b"host", b"").decode("latin-1")) or not self._is_own_page(headers):
+        if not self._names.are_in(headers):
             answer = _refusal(403, "this server has another name; see orch serve --allow-host")
             return await answer(scope, receive, counted)
         if not scope["may"] and path not in OPEN and not path.startswith("/docs/"):
@@ -185,21 +182,6 @@ class _Guard:
             answer.headers["WWW-Authenticate"] = "Bearer"
             return await answer(scope, receive, counted)
         return await self._app(scope, receive, counted)
-
-    def _is_ours(self, host: str) -> bool:
-        """Whether a Host header names this server; a number cannot be another's name for it (DNS rebinding)."""
-        host = host.lower()
-        if host in self._hosts or host.rpartition(":")[0] in self._hosts:
-            return True
-        if self._is_loopback:
-            return False
-        with contextlib.suppress(ValueError):
-            return bool(ipaddress.ip_address(urlsplit(f"//{host}").hostname or ""))
-        return False
-
-    def _is_own_page(self, headers: dict[bytes, bytes]) -> bool:
-        origin = headers.get(b"origin")
-        return origin is None or self._is_ours(urlsplit(origin.decode("latin-1")).netloc)
 
 
 async def _body(request: Request, limit: int) -> bytes:
