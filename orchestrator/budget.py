@@ -49,6 +49,7 @@ class Budget(Part):
     max_latency_ms: float = Field(0.0, ge=0, description="most that the promoted model takes for an image; 0 is any")
     max_size_mb: float = Field(0.0, ge=0, description="most that its ONNX file takes; 0 is any")
     keep: str = Field("all", description="ended trials that keep their weights: all, best, top:K or none")
+    system_metrics_seconds: float = Field(10.0, ge=0, description="between two looks at CPU, memory, GPU; 0 is none")
     retries: int = Field(2, ge=0, description="further attempts at a trial that raised or lost its worker")
 
     @property
@@ -127,7 +128,7 @@ def take_budget(typed: dict[str, str], *, start: Budget | None = None, single: b
 def describe(budget: Budget, keys: Iterable[str]) -> str:
     """The values of some study keys, as one would type them."""
     values = {key: getattr(budget, BUDGET_KEYS[key]) for key in keys}
-    units = {"timeout": "s", "max_disk": " bytes"}
+    units = {"timeout": "s", "system_metrics": "s", "max_disk": " bytes"}
     return ", ".join(f"{key}={value}{units.get(key, '')}" for key, value in values.items())
 
 
@@ -200,6 +201,10 @@ def _read_seconds(text: str) -> float:
     return float(match[1]) * {"": 1, "s": 1, "m": 60, "h": 3600, "d": 86400}[match[2]]
 
 
+def _read_interval(text: str) -> float:
+    return 0.0 if text in {"0", "none"} else _read_seconds(text)
+
+
 def _read_bytes(text: str) -> int:
     match = re.fullmatch(r"(\d+(?:\.\d+)?)(KB|MB|GB|TB)", text)
     if match is None or not float(match[1]) > 0:
@@ -229,6 +234,7 @@ _READERS: dict[str, Callable[[str], Any]] = {
     "address": _read_address,
     "checkpoints": _read_checkpoints,
     "timeout": _read_seconds,
+    "system_metrics": _read_interval,
     "target_value": _read_or_none,
     "min_metric": _read_or_none,
     "pruner": _read_pruner,

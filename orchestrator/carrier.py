@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 
 from orchestrator import worker
 from orchestrator.depot import DepotError
-from orchestrator.executors import EpochEnded, Event, Exported, ExportSpec, TrialFailed
+from orchestrator.executors import EpochEnded, Event, Exported, ExportSpec, SystemSampled, TrialFailed
 from recipes.checkpoint import newest
 from recipes.files import sha256_of
 
@@ -75,6 +75,8 @@ class Carrier:
         Raises:
             DepotError, OSError: those of an epoch cannot.
         """
+        if isinstance(event, SystemSampled):
+            return self._port.send(event)
         try:
             if not isinstance(event, TrialFailed) and not (isinstance(event, Exported) and event.error):
                 self._depot.send(self._folder, self._job.folder, sent=self._sent)
@@ -83,7 +85,7 @@ class Carrier:
                 raise
             log.warning("the files of trial %d were not brought", event.trial, exc_info=True)
             event = worker.failure(self._job, error)
-        self._port.send(event)
+        return self._port.send(event)
 
     def decision(self) -> Decision:
         """Wait for the answer at a decision epoch."""

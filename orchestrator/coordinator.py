@@ -35,6 +35,7 @@ from orchestrator.executors import (
     Event,
     Executor,
     Exported,
+    SystemSampled,
     TrialEnded,
     TrialFailed,
     TrialPaused,
@@ -287,6 +288,7 @@ class _Coordinator:
                 continue
             events = self._allowed(self._events(executor, mirror))
             self._record_epochs(events)
+            self._record_samples(events)
             for event in events:
                 self._handle(event, executor)
             if self._wants != "go on":
@@ -506,6 +508,7 @@ class _Coordinator:
             decision_epochs=decision_epochs,
             threads=trial.threads,
             alone=alone,
+            system_seconds=self._study.budget.system_metrics_seconds,
         )
         executor.submit(spec, slot)
         self._company.join(trial.number, slot, alone=alone)
@@ -537,8 +540,19 @@ class _Coordinator:
             )
         self._unhandled = new
 
+    def _record_samples(self, events: Sequence[Event]) -> None:
+        samples = [
+            tables.Sample(trial_id=self._standing.trials[event.trial].id, recorded_at=event.at, metrics=event.metrics)
+            for event in events
+            if isinstance(event, SystemSampled)
+        ]
+        if samples:
+            self._record.add_samples(self._lease, samples)
+
     def _handle(self, event: Event, executor: Executor) -> None:
         match event:
+            case SystemSampled():
+                pass  # it is on record, and nobody waits for it
             case EpochEnded():
                 self._epoch_ended(event, executor)
             case TrialEnded():

@@ -29,7 +29,7 @@ from orchestrator.names import check_listed
 from orchestrator.processes import Channel, serve_parent
 from orchestrator.settings import Settings
 from orchestrator.store import Record
-from orchestrator.tables import Attempt, Change, ChangeRow, Cursor, Epoch, Export, Trial
+from orchestrator.tables import Attempt, Change, ChangeRow, Cursor, Epoch, Export, Sample, Trial
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -245,6 +245,7 @@ def _progress(record: Record, study_id: int) -> dict[int, Progress]:
 def _snapshots(record: Record, study_id: int, numbers: Iterable[int]) -> list[Snapshot]:
     attempts: dict[int, list[Attempt]] = defaultdict(list)
     epochs: dict[int, list[Epoch]] = defaultdict(list)
+    samples: dict[int, list[Sample]] = defaultdict(list)
     with record.read() as session:
         trials = session.scalars(
             select(Trial).where(Trial.study_id == study_id, Trial.number.in_(numbers)).order_by(Trial.number)
@@ -254,11 +255,19 @@ def _snapshots(record: Record, study_id: int, numbers: Iterable[int]) -> list[Sn
             attempts[attempt.trial_id].append(attempt)
         for epoch in session.scalars(select(Epoch).where(Epoch.trial_id.in_(ids)).order_by(Epoch.number)):
             epochs[epoch.trial_id].append(epoch)
+        for sample in session.scalars(select(Sample).where(Sample.trial_id.in_(ids)).order_by(Sample.recorded_at)):
+            samples[sample.trial_id].append(sample)
         exports = {
             export.trial_id: export for export in session.scalars(select(Export).where(Export.trial_id.in_(ids)))
         }
     return [
-        Snapshot(trial=trial, attempts=attempts[trial.id], epochs=epochs[trial.id], export=exports.get(trial.id))
+        Snapshot(
+            trial=trial,
+            attempts=attempts[trial.id],
+            epochs=epochs[trial.id],
+            export=exports.get(trial.id),
+            samples=samples[trial.id],
+        )
         for trial in trials
     ]
 

@@ -36,6 +36,7 @@ from orchestrator.tables import (
     Meta,
     MirrorRun,
     Reason,
+    Sample,
     State,
     Study,
     Trial,
@@ -50,7 +51,7 @@ if TYPE_CHECKING:
 
 log = logging.getLogger(__name__)
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 # What brings a record of an older version to the next, but for tables that it lacks.
 _MIGRATIONS = {
     1: ("ALTER TABLE trials ADD COLUMN confirms INTEGER",),
@@ -60,6 +61,7 @@ _MIGRATIONS = {
         "ALTER TABLE promotions ADD COLUMN figures JSON",
         "ALTER TABLE attempts ADD COLUMN launch BIGINT",
     ),
+    3: (),  # a table alone
 }
 _CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
 RESTART_SECONDS = 120  # that a server which was there may be away
@@ -494,6 +496,13 @@ class Record:
                 connection.execute(_CHANGES.insert(), [_change_values(trial, epoch) for trial, epoch in new])
 
     @_through_restarts
+    def add_samples(self, lease: Lease, samples: Sequence[Sample]) -> None:
+        """Write how busy machines were; mirrors get it with what their trials do next. One that is there stays."""
+        with self.write(lease) as session:
+            for sample in samples:
+                session.merge(sample)
+
+    @_through_restarts
     def end_attempt(
         self,
         lease: Lease,
@@ -607,7 +616,7 @@ class Record:
         """Remove a study and all that hangs on it; promotions stay in the ledger."""
         with self.write(lease) as session:
             numbers = select(Trial.id).where(Trial.study_id == study_id).scalar_subquery()
-            for of_trial in (Epoch, Attempt, Export):
+            for of_trial in (Epoch, Sample, Attempt, Export):
                 session.execute(delete(of_trial).where(of_trial.trial_id.in_(numbers)))
             for of_study in (Trial, ChangeRow, Command, Cursor, MirrorRun):
                 session.execute(delete(of_study).where(of_study.study_id == study_id))

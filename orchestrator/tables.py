@@ -166,6 +166,15 @@ class Epoch(Base):
     recorded_at: Mapped[float]
 
 
+class Sample(Base):
+    """How busy a trial's machine was at a moment of its training."""
+
+    __tablename__ = "samples"
+    trial_id: Mapped[int] = mapped_column(ForeignKey("trials.id"), primary_key=True)
+    recorded_at: Mapped[float] = mapped_column(primary_key=True)  # by the worker's clock
+    metrics: Mapped[dict[str, Any]]
+
+
 class Export(Base):
     """The ONNX file of a trial's best epoch, in the folder of its last attempt; or why there is none (`error`)."""
 

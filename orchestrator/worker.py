@@ -16,6 +16,7 @@ import math
 import queue
 import shutil
 import sys
+import time
 import traceback
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn, Protocol
@@ -28,6 +29,7 @@ from orchestrator.executors import (
     Exported,
     ExportSpec,
     Job,
+    SystemSampled,
     TrialEnded,
     TrialFailed,
     TrialPaused,
@@ -37,6 +39,7 @@ from orchestrator.executors import (
     encode,
 )
 from orchestrator.processes import Channel, serve_parent
+from orchestrator.system_metrics import sampling
 from orchestrator.tables import Reason
 from recipes import data
 from recipes.checkpoint import BEST, finish, is_checkpoint, keep_newest, read_history, write_file
@@ -73,12 +76,20 @@ def run(job: Job, port: Port) -> None:
 
     log.info("%s%s", "training" if isinstance(job, TrialSpec) else "export", begins(job.study, job.trial, job.attempt))
     try:
-        last: Event = _export(job) if isinstance(job, ExportSpec) else _train(job, port)
+        if isinstance(job, ExportSpec):
+            last: Event = _export(job)
+        else:
+            with sampling(job.system_seconds, functools.partial(_send_sample, job, port)):
+                last = _train(job, port)
     except BaseException as error:  # sys.exit() in a recipe ends its trial, not the worker
         log.warning("a job of trial %d failed", job.trial, exc_info=True)
         last = failure(job, error)
     torch.cuda.empty_cache()  # before the slot counts as free; where CUDA was not used this does nothing
     port.send(last)
+
+
+def _send_sample(spec: TrialSpec, port: Port, metrics: dict[str, float]) -> None:
+    port.send(SystemSampled(trial=spec.trial, attempt=spec.attempt, metrics=metrics, at=time.time()))
 
 
 def _train(spec: TrialSpec, port: Port) -> TrialEnded | TrialPaused:

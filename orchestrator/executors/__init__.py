@@ -33,6 +33,7 @@ class TrialSpec:
     threads: int
     objectives: tuple[str, ...] = ()  # metrics that the first epoch must have, beside what every one must
     alone: bool = False  # it gets its slot's memory with nothing of other jobs left there
+    system_seconds: float = 0.0  # between two looks at the load of the machine; 0 is none
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +60,16 @@ class EpochEnded:
     number: int
     metrics: dict[str, float]
     seconds: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class SystemSampled:
+    """How busy the machine and the job's process are while it trains, by MLflow's names."""
+
+    trial: int
+    attempt: int
+    metrics: dict[str, float]
+    at: float
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,9 +124,11 @@ def begins(study: str, trial: int, attempt: int) -> str:
     return f"{BEGINS}{trial} of {study}, attempt {attempt}"
 
 
-Event = EpochEnded | TrialEnded | TrialPaused | TrialFailed | Exported
+Event = EpochEnded | SystemSampled | TrialEnded | TrialPaused | TrialFailed | Exported
+UNDER_WAY = (EpochEnded, SystemSampled)  # all others are a job's end
 _TYPES: dict[str, type] = {
-    kind.__name__: kind for kind in (TrialSpec, ExportSpec, EpochEnded, TrialEnded, TrialPaused, TrialFailed, Exported)
+    kind.__name__: kind
+    for kind in (TrialSpec, ExportSpec, EpochEnded, SystemSampled, TrialEnded, TrialPaused, TrialFailed, Exported)
 }
 
 

@@ -7,7 +7,7 @@ import threading
 from typing import TYPE_CHECKING
 
 from orchestrator import worker
-from orchestrator.executors import Decision, EpochEnded, Event, Slot
+from orchestrator.executors import UNDER_WAY, Decision, EpochEnded, Event, Slot
 
 if TYPE_CHECKING:
     from orchestrator.executors import Job
@@ -47,7 +47,7 @@ class InlineExecutor:
                 found.append(self._events.get_nowait())
         except queue.Empty:
             pass
-        if any(not isinstance(event, EpochEnded) for event in found):
+        if any(not isinstance(event, UNDER_WAY) for event in found):
             self._busy = False
         return found
 

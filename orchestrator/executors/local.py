@@ -11,7 +11,7 @@ import sys
 from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UnavailableError
-from orchestrator.executors import EpochEnded, Event, ExportSpec, Slot, TrialFailed, TrialSpec, decode, encode
+from orchestrator.executors import UNDER_WAY, Event, ExportSpec, Slot, TrialFailed, TrialSpec, decode, encode
 from orchestrator.forkserver import Forked, ForkServer
 from orchestrator.processes import Child, Pinger, spawn
 from orchestrator.tables import Reason
@@ -172,7 +172,7 @@ class LocalExecutor:
 
     def _received(self, slot: Slot, message: dict[str, Any]) -> Event:
         event: Event = decode(message)
-        if not isinstance(event, EpochEnded):
+        if not isinstance(event, UNDER_WAY):
             del self._jobs[slot.name]
         return event
 

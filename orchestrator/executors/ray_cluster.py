@@ -25,7 +25,7 @@ from typing import TYPE_CHECKING, Any
 
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
-    EpochEnded,
+    UNDER_WAY,
     Event,
     Exported,
     Slot,
@@ -282,7 +282,7 @@ class RayExecutor:
 
     def _received(self, worker: _Worker, message: dict[str, Any]) -> Event:
         event: Event = decode(message)
-        if not isinstance(event, EpochEnded):
+        if not isinstance(event, UNDER_WAY):
             job, worker.job = worker.job, None
             if self._depot is not None and job is not None:
                 return _fetched(event, job, self._depot)

@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from orchestrator.leases import Lease
     from orchestrator.settings import Settings
     from orchestrator.store import Record
-    from orchestrator.tables import Attempt, Epoch, Export, State, Study, Trial
+    from orchestrator.tables import Attempt, Epoch, Export, Sample, State, Study, Trial
 
 # Name of a target, as in cursors -> its module and class. A target's libraries are imported with its module.
 TARGETS = {
@@ -45,6 +45,7 @@ class Snapshot:
     attempts: Sequence[Attempt]
     epochs: Sequence[Epoch]
     export: Export | None
+    samples: Sequence[Sample] = ()
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -103,6 +103,7 @@ class _Run:
     has_data: bool = False
     models: frozenset[str] = frozenset()  # ids
     last_epoch: int = 0  # sent by this process
+    samples: set[float] = field(default_factory=set)  # the same
 
     @classmethod
     def of(cls, run: Run) -> _Run:
@@ -386,6 +387,7 @@ class MlflowRuns:
         self._add_files(batch, run, study, snapshot)
         self._add_model(batch, run, study, snapshot)
         self._send(run, batch)
+        run.samples |= {sample.recorded_at for sample in snapshot.samples}
         run.last_epoch = max([run.last_epoch, *(epoch.number for epoch in snapshot.epochs)])
         self._set_status(run, _STATUS[trial.state], trial.ended_at)
 
@@ -399,6 +401,11 @@ class MlflowRuns:
             if epoch.number > run.last_epoch:
                 for name, value in epoch.metrics.items():
                     batch.add(name, value, epoch.recorded_at, epoch.number)
+        for sample in snapshot.samples:
+            if sample.recorded_at not in run.samples:
+                step = round(sample.recorded_at - (trial.started_at or 0))  # in seconds: the same whenever it is sent
+                for name, value in sample.metrics.items():
+                    batch.add(name, value, sample.recorded_at, step)
         if STATE in batch.tags and trial.ended_at is not None and trial.value is not None:
             best = values_at(snapshot.epochs, trial.best_epoch or 0, of_spec(study.spec))
             for name, value in ({objective_of(trial.config): trial.value} | best).items():

@@ -98,7 +98,7 @@ LAYERS = [
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"filters"},
     {"leases", "store", "space", "constraints", "curves", "forkserver", "signals"},
-    {"tables", "settings", "processes", "engines", "standalone"},
+    {"tables", "settings", "processes", "engines", "standalone", "system_metrics"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
@@ -123,6 +123,7 @@ THIRD_PARTY = {
     "ruamel": {"study_files"},
     "ray": {"executors.ray_cluster"},
     "fsspec": {"depot"},
+    "pynvml": {"system_metrics"},
     "rich": {"live", "render"},
     "typer": {
         "cli.running",
