@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from orchestrator.tables import Attempt, Promotion, Study, Trial
 
 MAX_CLASSES = 20  # rows of the table of classes; MLflow shows 5,000 characters of a card
-ENERGY = "energy_joules"
+POWER = "_power_usage_watts"  # how the system metrics of GPUs end that are their power
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,14 +33,14 @@ class Subject:
     num_trials: int
     seconds: float  # of the trial's epochs
     study_seconds: float  # of those of all trials
-    joules: float | None  # of the trial's epochs, where they could be read
+    joules: float | None  # of the trial's GPUs, where they tell their power
 
     @classmethod
     def of(cls, record: Record, study: Study, trial: Trial, attempt: Attempt) -> Subject:
         """Read it from the record."""
         epochs = record.epochs(study.id)
         own = epochs.get(trial.number, [])
-        energy = [epoch.metrics[ENERGY] for epoch in own if ENERGY in epoch.metrics]
+        seconds = sum(epoch.seconds for epoch in own)
         return cls(
             study=study,
             trial=trial,
@@ -49,10 +49,17 @@ class Subject:
             num_trials=sum(
                 other.state is not State.WAITING and other.confirms is None for other in record.trials(study.id)
             ),
-            seconds=sum(epoch.seconds for epoch in own),
+            seconds=seconds,
             study_seconds=sum(epoch.seconds for each in epochs.values() for epoch in each),
-            joules=sum(energy) if own and len(energy) == len(own) else None,
+            joules=_joules([sample.metrics for sample in record.samples(trial.id)], seconds),
         )
+
+
+def _joules(samples: Sequence[Mapping[str, float]], seconds: float) -> float | None:
+    """Mean power over a training, of which `samples` are now and then, times its seconds."""
+    watts = [[value for name, value in sample.items() if name.endswith(POWER)] for sample in samples]
+    told = [sum(each) for each in watts if each]
+    return sum(told) / len(told) * seconds if told else None
 
 
 def write(subject: Subject, found: Findings, entry: Promotion) -> str:
@@ -158,9 +165,7 @@ def _row(row: Mapping[str, Any], columns: Sequence[str]) -> list[str]:
 
 
 def _cost(subject: Subject) -> str:
-    energy = (
-        "could not be read" if subject.joules is None else f"{subject.joules / 1000:.1f} kJ, by the machine's meters"
-    )
+    energy = "not known" if subject.joules is None else f"{subject.joules / 1000:.1f} kJ, by the GPUs' own readings"
     return (
         f"{subject.seconds:.1f} s on {plain(subject.attempt.device)} with {subject.trial.threads} thread(s); "
         f"the search of {subject.num_trials} trial(s) took {subject.study_seconds:.0f} s of training. Energy: {energy}."

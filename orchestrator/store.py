@@ -277,6 +277,12 @@ class Record:
             return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
     @_through_restarts
+    def samples(self, trial_id: int) -> Sequence[Sample]:
+        """How busy the machine was while a trial trained, in order."""
+        with self.read() as session:
+            return session.scalars(select(Sample).where(Sample.trial_id == trial_id).order_by(Sample.recorded_at)).all()
+
+    @_through_restarts
     def attempts_of_study(self, study_id: int) -> dict[int, list[Attempt]]:
         """Trial number -> all attempts at it, the first first."""
         query = select(Trial.number, Attempt).join(Trial, Trial.id == Attempt.trial_id)

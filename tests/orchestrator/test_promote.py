@@ -18,7 +18,7 @@ from sqlalchemy import select
 
 from orchestrator import examination
 from orchestrator import promote as promote_module
-from orchestrator.card import plain
+from orchestrator.card import Subject, plain
 from orchestrator.control import set_budget
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UnknownNameError, UsageError
 from orchestrator.leases import Holding, holder_of
@@ -26,7 +26,7 @@ from orchestrator.models import resolve_model
 from orchestrator.promote import history, promote, rollback
 from orchestrator.settings import HOME_VARIABLE, Settings
 from orchestrator.store import Record
-from orchestrator.tables import Export, Promotion, Study
+from orchestrator.tables import Export, Promotion, Sample, Study
 from recipes import data
 from recipes.config import DatasetConfig
 from tests.support.orch import Orch, wait_until
@@ -193,6 +193,22 @@ def test_card_tells_what_it_is_and_its_four_lines_load_the_model(settings):
     exec(code, names)
     assert names["answers"].shape == (1, 10)
     assert names["answers"].sum() == pytest.approx(1, abs=1e-5)
+
+
+def test_card_tells_the_energy_where_gpus_tell_their_power(settings):
+    with closing(Record.open(settings.record_url)) as record:
+        study = record.study(NAME)
+        trial, seconds = record.trials(study.id)[1], sum(epoch.seconds for epoch in record.epochs(study.id)[1])
+        attempt = record.attempts(trial.id)[-1]
+        assert Subject.of(record, study, trial, attempt).joules is None
+        with record.write() as session:
+            for at, watts in ((1.0, 100.0), (2.0, 300.0)):
+                metrics = {"system/gpu_0_power_usage_watts": watts, "system/gpu_1_power_usage_watts": 50.0}
+                session.add(Sample(trial_id=trial.id, recorded_at=at, metrics={**metrics, "system/cpu": 1.0}))
+        assert Subject.of(record, study, trial, attempt).joules == pytest.approx(250 * seconds)
+    promote(settings)
+    card = MlflowClient(settings.tracking_uri).get_model_version(NAME, "1").description
+    assert f"Energy: {250 * seconds / 1000:.1f} kJ, by the GPUs' own readings." in card
 
 
 def test_names_in_a_card_stay_text():
