@@ -124,7 +124,7 @@ def winner(found: Findings, matrix: str) -> str:
     if answers is None:
         return note(found.no_answers)
     figures = answers.figures
-    told = f"Trial {answers.trial} on {figures['images']:,} validation examples; those of the test split are left for promotion."
+    told = f"Trial {answers.trial} on {figures['images']:,} validation examples; the test split is left for promotion."
     metrics = " · ".join(f"{name} {short(value)}" for name, value in figures["metrics"].items())
     classes = table(list(figures["classes"][0]), [list(row.values()) for row in figures["classes"]])
     both = f'<div class="pair">{matrix}{classes}</div>' if matrix else classes
