@@ -101,7 +101,6 @@ class _Run:
     tags: dict[str, str]
     num_params: int = 0
     has_data: bool = False
-    models: frozenset[str] = frozenset()  # ids
     last_epoch: int = 0  # sent by this process
     samples: set[float] = field(default_factory=set)  # the same
 
@@ -109,8 +108,7 @@ class _Run:
     def of(cls, run: Run) -> _Run:
         info, data = run.info, run.data
         has_data = bool(run.inputs and run.inputs.dataset_inputs)
-        models = frozenset(each.model_id for each in (run.outputs.model_outputs if run.outputs else []))
-        return cls(info.run_id, info.artifact_uri, info.status, dict(data.tags), len(data.params), has_data, models)
+        return cls(info.run_id, info.artifact_uri, info.status, dict(data.tags), len(data.params), has_data)
 
 
 @dataclass
@@ -440,7 +438,7 @@ class MlflowRuns:
             return
         try:
             file = self._settings.home / export.file
-            batch.tags[MODEL_TAG] = log_model(self._client, run.id, run.models, study, snapshot, file)
+            batch.tags[MODEL_TAG] = log_model(self._client, run.id, study, snapshot, file)
         except UsageError as error:
             logger.warning("%s; MLflow lists no model of %s", error, self._what(snapshot.trial.number))
 

@@ -7,15 +7,13 @@ import tempfile
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelOutput, LoggedModelStatus, Metric
+from mlflow.entities import Dataset, DatasetInput, InputTag, LoggedModelStatus, Metric
 
 from orchestrator.mirrors import finite_or_none
 from orchestrator.mirrors.mlflow_store import time_for_files
 from orchestrator.registry import lay_out
 
 if TYPE_CHECKING:
-    from collections.abc import Collection
-
     from mlflow import MlflowClient
     from mlflow.entities import LoggedModel
 
@@ -42,12 +40,11 @@ def dataset_of(study: Study) -> DatasetInput | None:
     return DatasetInput(dataset, [InputTag(CONTEXT, "training, validation")])
 
 
-def log_model(
-    client: MlflowClient, run_id: str, outputs: Collection[str], study: Study, snapshot: Snapshot, file: Path
-) -> str:
+def log_model(client: MlflowClient, run_id: str, study: Study, snapshot: Snapshot, file: Path) -> str:
     """Make an exported ONNX file a model of its trial's run, readable by MLflow's own tools; return the model's id.
 
-    One that an earlier call left unfinished is gone on with.
+    One that an earlier call left unfinished is gone on with. It is no output of the run in MLflow's sense: that is the
+    model which is promoted, and which a version has as its source.
 
     Raises:
         UsageError: the file is no ONNX model.
@@ -58,8 +55,6 @@ def log_model(
             lay_out(file, Path(folder), run_id=run_id, model_id=model.model_id)
             client.log_model_artifacts(model.model_id, folder)
         client.finalize_logged_model(model.model_id, LoggedModelStatus.READY)
-    if model.model_id not in outputs:
-        client.log_outputs(run_id, [LoggedModelOutput(model.model_id, step=snapshot.trial.best_epoch or 0)])
     client.log_batch(run_id, _metrics(model.model_id, run_id, study, snapshot), synchronous=True)
     return str(model.model_id)
 
