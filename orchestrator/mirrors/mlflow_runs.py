@@ -176,12 +176,14 @@ class MlflowRuns:
             self._save_runs()
 
     def close(self) -> None:
-        """Mark a study that is not complete as stopped, and remove runs that were made twice."""
+        """Copy the workers' logs, mark a study that is not complete as stopped, and remove runs that were made twice."""
         with self._translated():
             parent = self._runs.get(PARENT)
-            if parent is not None and parent.status == "RUNNING":
+            if parent is not None:
                 with self._unless_refused(PARENT):
-                    self._set_status(parent, "KILLED", time.time())
+                    self._add_logs(parent)
+                    if parent.status == "RUNNING":
+                        self._set_status(parent, "KILLED", time.time())
             if self._has_doubt:
                 self._find_runs()
                 self._save_runs()
@@ -336,6 +338,15 @@ class MlflowRuns:
         if self._data is not None and not run.has_data:
             self._client.log_inputs(run.id, [self._data])
             run.has_data = True
+
+    def _add_logs(self, parent: _Run) -> None:
+        """Copy what the workers wrote, of all trials; a run's tag `orch.worker` says whose log has its trial."""
+        for file in sorted((self._settings.logs / self._study.name).glob("worker-*.log")):
+            tags = _changed({f"orch.log.{file.stem}": f"{file.stat().st_size} bytes"}, parent.tags)
+            if tags:
+                with time_for_files():
+                    self._client.log_artifact(parent.id, str(file), "logs")
+                self._send(parent, _Batch(tags=tags))
 
     def _apply_result(self, study: Study) -> None:
         """Write the best value so far, by the number of ended trials, and whether the study is complete."""

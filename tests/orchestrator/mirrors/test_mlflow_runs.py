@@ -125,6 +125,20 @@ def test_what_a_launch_ran_with_is_at_the_parent_and_named_by_its_trials(sweep):
     assert [entry.path for entry in client.list_artifacts(runs[-1].info.run_id, "launches")] == [f"launches/{launch}"]
 
 
+def test_what_workers_wrote_is_at_the_parent_as_it_is_at_the_end(sweep):
+    sweep.run()
+    log = sweep.settings.logs / "s" / "worker-0.log"
+    log.parent.mkdir(parents=True)
+    for text in ("training began\n", "training began\nand ended\n"):
+        log.write_text(text)
+        sync(sweep.settings)
+        parent = runs_of(sweep.settings)[1][-1]
+        assert artifact(parent, "logs/worker-0.log").read_text() == text
+    (log.parent / "mirror.log").write_text("of this mirror itself\n")
+    sync(sweep.settings)
+    assert [path.name for path in artifact(parent, "logs").iterdir()] == ["worker-0.log"]
+
+
 def test_commits_wait_for_the_disk_in_the_record_and_not_in_mlflow(sweep):
     sweep.run()
     sync(sweep.settings)
