@@ -1,7 +1,7 @@
 """The pages of `orch serve`: `/predict`, `/health`, `/ready`, `/metrics`, `/docs`.
 
-What every request passes first is `_Guard`: whose name it was sent to, and whether it has the token. `/predict` is a
-route of Starlette's in FastAPI's application, whose own would cost a third of a small model's answer.
+What every request passes first is `_Guard`: whose name it was sent to, and whether it has the token. A prediction goes
+from there to `Service.predict`, since the ways through FastAPI's application cost as much as a small model's answer.
 """
 
 from __future__ import annotations
@@ -19,6 +19,7 @@ import numpy as np
 import swagger_ui_bundle  # type: ignore[import-untyped]
 from fastapi import FastAPI
 from starlette.formparsers import MultiPartException, MultiPartParser
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.staticfiles import StaticFiles
 
@@ -34,7 +35,6 @@ if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 
     from numpy.typing import NDArray
-    from starlette.requests import Request
     from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
     from orchestrator.serving.batching import Answer
@@ -78,6 +78,8 @@ class Service:
         try:
             async with asyncio.timeout(self._options.timeout):
                 return Response(await self._predicted(request), media_type=JSON)
+        except ClientDisconnect:
+            return _refusal(400, "the client went away")
         except TimeoutError:
             return _refusal(504, f"no answer within {self._options.timeout:g} s")
         except FullError as error:
@@ -149,14 +151,14 @@ def make_app(following: Following, measures: Measures, options: Options, port: i
     app.add_route("/docs", _docs)
     app.add_route("/docs/start.js", _docs_start)
     app.mount("/docs", StaticFiles(directory=Path(swagger_ui_bundle.swagger_ui_path)))
-    return _Guard(app, measures, options, port)
+    return _Guard(app, service, measures, options, port)
 
 
 class _Guard:
     """403 for a foreign Host or Origin (as of `dashboards.loopback_only`), 401 without the token; counts answers."""
 
-    def __init__(self, app: ASGIApp, measures: Measures, options: Options, port: int) -> None:
-        self._app, self._measures = app, measures
+    def __init__(self, app: ASGIApp, service: Service, measures: Measures, options: Options, port: int) -> None:
+        self._app, self._service, self._measures = app, service, measures
         self._token = f"Bearer {options.token.get_secret_value()}".encode() if options.token else b""
         self._names = Names(options, port)
         self._paths = {"/predict", "/metrics", *OPEN}
@@ -169,7 +171,7 @@ class _Guard:
         async def counted(message: Message) -> None:
             if message["type"] == "http.response.start":
                 code = str(message["status"])
-                self._measures.requests.labels(path if path in self._paths else "other", code).inc()
+                self._measures.answered(path if path in self._paths else "other", code).inc()
             await send(message)
 
         headers = dict(scope["headers"])
@@ -180,6 +182,9 @@ class _Guard:
         if not scope["may"] and path not in OPEN and not path.startswith("/docs/"):
             answer = _refusal(401, "expected the header Authorization: Bearer TOKEN")
             answer.headers["WWW-Authenticate"] = "Bearer"
+            return await answer(scope, receive, counted)
+        if path == "/predict" and scope["method"] == "POST":
+            answer = await self._service.predict(Request(scope, receive))
             return await answer(scope, receive, counted)
         return await self._app(scope, receive, counted)
 
@@ -194,12 +199,16 @@ async def _body(request: Request, limit: int) -> bytes:
     declared = request.headers.get("content-length", "")
     if declared.isdigit() and int(declared) > limit:
         raise too_large
-    parts, size = [], 0
-    async for part in request.stream():
-        parts.append(part)
-        if (size := size + len(part)) > limit:
+    parts, size, more = [], 0, True
+    while more:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        parts.append(message.get("body", b""))
+        more = message.get("more_body", False)
+        if (size := size + len(parts[-1])) > limit:
             raise too_large
-    return b"".join(parts)
+    return parts[0] if len(parts) == 1 else b"".join(parts)
 
 
 async def _files(request: Request, body: bytes, limit: int) -> list[bytes]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, generate_latest
@@ -31,6 +32,7 @@ class Measures:
         self.model = Gauge("orch_model_info", "The version that answers.", about, registry=to)
         self.switches = Counter("orch_model_switches", "Versions that took over from another.", registry=to)
         self.refusals = Counter("orch_model_refusals", "Looks at the alias that ended in an error.", registry=to)
+        self.answered = functools.cache(self.requests.labels)  # which looks its labels up anew each time
         self.problem = Gauge("orch_model_problem", "1 while the version asked for is not taken.", registry=to)
 
     def serves(self, loaded: Loaded) -> None:
