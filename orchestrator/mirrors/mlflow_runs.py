@@ -176,7 +176,7 @@ class MlflowRuns:
             self._save_runs()
 
     def close(self) -> None:
-        """Copy the workers' logs, mark a study that is not complete as stopped, and remove runs that were made twice."""
+        """Copy the workers' logs, mark an unfinished study as stopped, and remove runs that were made twice."""
         with self._translated():
             parent = self._runs.get(PARENT)
             if parent is not None:
