@@ -81,7 +81,7 @@ def _page(model: Model, title: str) -> ASGIApp:
         picture = _drawing(drawn["composite"] if drawn else None, model.num_channels, swapped=swapped)
         return None if picture is None else _told(model, picture)
 
-    how = {"api_visibility": "private", "show_progress": "hidden"}
+    how: dict[str, Any] = {"api_visibility": "private", "show_progress": "hidden"}
     with gr.Blocks(title="orch demo", analytics_enabled=False) as page:
         gr.HTML(f"<h1>{html.escape(title)}</h1>")
         with gr.Row():
