@@ -19,7 +19,14 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError, UsageError
-from orchestrator.mirrors.mlflow_store import TIMEOUT, address, local_path, opening_store, time_for_files
+from orchestrator.mirrors.mlflow_store import (
+    TIMEOUT,
+    address,
+    call_environment,
+    local_path,
+    opening_store,
+    time_for_files,
+)
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Mapping
@@ -36,15 +43,14 @@ MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
 STUDY = "orch.study"  # a tag of runs and versions
 MAX_DESCRIPTION = 5000  # of a version, in MLflow's tables
 # A server that is gone is told in seconds; MLflow by itself tries for four minutes.
-ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20", "MLFLOW_DISABLE_TELEMETRY": "true"}
+CALL_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20"}
 
 
 class Registry:
     """The registry of the tracking store that the settings name."""
 
     def __init__(self, settings: Settings) -> None:
-        for variable, value in ENVIRONMENT.items():
-            os.environ.setdefault(variable, value)  # before the import, which reads some
+        os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")  # before the import, which reads it
         import mlflow
 
         logging.getLogger("mlflow").setLevel(logging.WARNING)
@@ -169,7 +175,8 @@ class Registry:
         from mlflow.exceptions import MlflowException
 
         try:
-            yield
+            with call_environment(CALL_ENVIRONMENT):
+                yield
         except (MlflowException, requests.RequestException, SQLAlchemyError, OSError) as error:
             text = str(error).replace(self._uri, address(self._uri)).strip()
             reason = (text.splitlines() or [type(error).__name__])[0]

@@ -40,6 +40,7 @@ from orchestrator.mirrors import finite_or_none, study_key
 from orchestrator.mirrors.mlflow_store import (
     TIMEOUT,
     address,
+    call_environment,
     is_server,
     local_path,
     opening_store,
@@ -579,7 +580,7 @@ class MlflowRuns:
 
     @contextmanager
     def _translated(self) -> Iterator[None]:
-        with _call_environment():
+        with call_environment(CALL_ENVIRONMENT):
             try:
                 yield
             except (MlflowException, RequestException, OSError) as error:
@@ -617,14 +618,3 @@ def _milliseconds(seconds: float) -> int:
 
 def _seconds(epochs: Sequence[Epoch]) -> float:
     return sum(epoch.seconds for epoch in epochs)
-
-
-@contextmanager
-def _call_environment() -> Iterator[None]:
-    added = {name: value for name, value in CALL_ENVIRONMENT.items() if name not in os.environ}
-    os.environ.update(added)
-    try:
-        yield
-    finally:
-        for name in added:
-            del os.environ[name]

@@ -18,7 +18,7 @@ from orchestrator.mirrors import opening, prepare_sqlite
 
 if TYPE_CHECKING:
     import sqlite3
-    from collections.abc import Iterator
+    from collections.abc import Iterator, Mapping
 
     from mlflow import MlflowClient
 
@@ -94,6 +94,21 @@ def local_path(uri: str) -> Path | None:
     if uri.startswith("file:"):
         return Path(url2pathname(urlsplit(uri).path))
     return None if "://" in uri or ":/" in uri else Path(uri)
+
+
+@contextmanager
+def call_environment(settings: Mapping[str, str]) -> Iterator[None]:
+    """Settings that MLflow reads from the environment at each call, but for those that the user has made.
+
+    They are gone afterwards: a registry may try again what a mirror must not.
+    """
+    added = {name: value for name, value in settings.items() if name not in os.environ}
+    os.environ.update(added)
+    try:
+        yield
+    finally:
+        for name in added:
+            os.environ.pop(name, None)
 
 
 @contextmanager

@@ -120,8 +120,8 @@ def test_second_interrupt_leaves_at_once(orch, cluster):
         os.kill(sweep.pid, signal.SIGINT)
         time.sleep(0.1)  # two at once would arrive as one
         os.kill(sweep.pid, signal.SIGINT)
-        sweep.communicate(timeout=4)
-        wait_until(lambda: not any(map(alive, found)), 5, "the actors to end")
+        sweep.communicate(timeout=15)  # of the 40 that the trials would take
+        wait_until(lambda: not any(map(alive, found)), 15, "the actors to end")
 
 
 def test_workers_of_a_driver_that_sleeps_end_and_make_room_for_another(orch, cluster):
