@@ -78,7 +78,7 @@ def test_study_that_runs_or_whose_mlflow_is_away_is_not_archived(two, monkeypatc
     away = replace(two, tracking_uri=f"http://127.0.0.1:{free_ports()}")
     with pytest.raises(UnavailableError, match="MLflow at"):
         archive(away, "s")
-    monkeypatch.setattr("orchestrator.leases._is_gone", lambda holder: holder is None)
+    monkeypatch.setattr("orchestrator.leases.is_gone", lambda holder: holder is None)
     with contextlib.closing(Record.open(two.record_url)) as record:
         with Holding(record, study_lease("s")), pytest.raises(HeldError):
             archive(two, "s")
