@@ -187,7 +187,7 @@ def test_paused_trial_is_kept_if_its_checkpoint_is_here(record, settings, begun,
 
 
 def test_study_that_runs_gets_no_new_version(record, settings, begun, monkeypatch):
-    monkeypatch.setattr("orchestrator.leases._is_gone", lambda holder: holder is None)
+    monkeypatch.setattr("orchestrator.leases.is_gone", lambda holder: holder is None)
     with Holding(record, study_lease("s")), pytest.raises(HeldError):
         versions.begin(record, settings, study_of("hidden=6", SPACE[1]), lambda _: None)
     assert [row.name for row in record.studies()] == ["s"]
