@@ -8,6 +8,7 @@ from contextlib import closing
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import numpy as np
 import pytest
 from mlflow import MlflowClient
 from PIL import Image
@@ -166,7 +167,8 @@ def test_the_registry_keeps_the_very_bytes_of_a_file(settings, tmp_path):
     registry = Registry(settings)
     with closing(Record.open(settings.record_url)) as record:
         run_id = record.run_ids(record.study(NAME).id)[0]
-    version = registry.register("twice", run_id, file, {})
+    example = np.zeros((1, 8, 8, 1), np.uint8)
+    version = registry.register("twice", run_id, file, {}, card="# twice", example=example)
     assert registry.local_file("twice", version).read_bytes() == file.read_bytes()
 
 
@@ -204,7 +206,9 @@ def test_with_a_server_models_are_fetched_once_and_checked(home, tmp_path, monke
         path = resolve_model(settings, "models:/remote@champion")
         assert path.parent == copied / "cache" / "models"
         assert path.read_bytes() == (settings.attempt_folder("remote", 0, 1) / "model.onnx").read_bytes()
-        (stored,) = (tmp_path / "server-artifacts").rglob("models/**/model.onnx")
+        # Beside it lies the model of the trial's run, which has no card.
+        (card,) = (tmp_path / "server-artifacts").rglob("models/**/MODEL_CARD.md")
+        stored = card.with_name("model.onnx")
         with flipped_byte(stored):
             assert resolve_model(settings, "models:/remote@champion") == path, "from the cache"
             path.unlink()
