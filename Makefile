@@ -4,7 +4,7 @@ BIN := .venv/bin
 INSTALLED := .venv/.installed
 # A file's tests in one of two processes: half of the time goes by in waiting, for servers, signals and leases.
 # In the order of the files, since the slowest are among the first.
-TWO := --numprocesses 2 --dist loadgroup --no-loadscope-reorder
+TWO := --numprocesses 2 --dist loadfile --no-loadscope-reorder
 
 .PHONY: sweep test quick check ui clean
 

@@ -6,11 +6,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import pytest
+from xdist.scheduler import LoadScopeScheduling
 
 from orchestrator.settings import MLFLOW_VARIABLE, RECORD_VARIABLE
 
 if TYPE_CHECKING:
     from collections.abc import Callable
+
+    from xdist.remote import Producer
 
 
 def _postgresql() -> str | None:
@@ -40,12 +43,19 @@ def require(tool: str) -> Path:
     return Path(found)
 
 
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the marks
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Of several processes that run tests, one has a file's; and all on Ray, whose clusters a machine's others find."""
-    for item in items:
-        group = "ray" if "test_ray" in item.path.name else item.path.name
-        item.add_marker(pytest.mark.xdist_group(group))
+class ByFile(LoadScopeScheduling):
+    """Of several processes that run tests, one has a file's; and all on Ray, whose clusters a machine's others find.
+
+    Marks for xdist's own `loadgroup` would say the same, but it renames tests which pytest 9 takes no notice of.
+    """
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "ray" if Path(file).name.startswith("test_ray") else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFile:
+    return ByFile(config, log)
 
 
 @pytest.fixture(autouse=True)
