@@ -15,10 +15,8 @@ from typing import TYPE_CHECKING, Literal
 
 from orchestrator import (
     compare,
-    confirm,
     control,
     depot,
-    limits,
     names,
     packing,
     provenance,
@@ -28,6 +26,7 @@ from orchestrator import (
     versions,
 )
 from orchestrator.attempt_files import AttemptFiles
+from orchestrator.backlog import Backlog
 from orchestrator.company import Company
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.executors import (
@@ -60,7 +59,6 @@ if TYPE_CHECKING:
 
     from orchestrator.executors import Decision, Slot
     from orchestrator.forkserver import ForkServer
-    from orchestrator.limits import Limit
     from orchestrator.mirror_process import MakeMirror, Mirror
     from orchestrator.monitor import Monitor
     from orchestrator.settings import Settings
@@ -156,6 +154,8 @@ class _Coordinator:
         self._search.restore(
             [self._standing.trials[number] for number in self._standing.drawn()], self._standing.epochs
         )
+        parts = (self._standing, self._search, self._pruner)
+        self._backlog = Backlog(study, self._row, self._record, self._lease, self._monitor, *parts)
         freed = self._retention.ended(list(self._standing.trials.values()), self._standing.epochs)
         self._free(freed)
         if freed:
@@ -163,7 +163,7 @@ class _Coordinator:
 
     def run(self) -> Outcome:
         """Train what is missing, export the leaders, and let the mirrors catch up."""
-        if self._has_ended() and not self._missing_exports():
+        if self._backlog.has_ended and not self._missing_exports():
             return self._outcome(was_complete=True, lag=0)
         self._launch = self._record.add_launch(self._lease, self._row.id, provenance.collect_launch(self._study)).id
         with self._make_mirror(self._study.name, self._settings, self._monitor) as mirror:
@@ -185,8 +185,9 @@ class _Coordinator:
             self._monitor.started(self._study, executor.slots, list(self._standing.trials.values()))
             self._company = Company(self._record.ran_out(self._row.id))
             self._train(executor, mirror)
-            if self._wants == "go on" and self._has_ended():
-                self._tell_if_few()
+            if self._wants == "go on" and self._backlog.has_ended:
+                if few := self._backlog.why_few():
+                    self._monitor.note(few)
                 self._leaders.export(self._missing_exports(), executor, lambda: self._events(executor, mirror))
             return self._wants == "go on"
 
@@ -211,52 +212,17 @@ class _Coordinator:
         with contextlib.suppress(UnavailableError):  # if it cannot be written now, the next run does it
             self._record.requeue_running(self._lease, self._row.id)
 
-    def _wants_more(self) -> bool:
-        """Whether there are trials to draw: no configuration is run twice, and some spaces have but few."""
-        return (
-            self._standing.num_drawn < self._study.budget.trials and not self._search.used_up and self._limit() is None
-        )
-
-    def _limit(self) -> Limit | None:
-        """The limit of the budget that is reached."""
-        budget = self._study.budget
-        if not budget.has_limits:
-            return None
-        num_epochs = self._standing.num_epochs()
-        return limits.reached(budget, self._standing.trials.values(), num_epochs, self._study.objective)
-
-    def _has_ended(self) -> bool:
-        """Whether there is a result: all trials have ended, or enough of them."""
-        limit = self._limit()
-        return self._is_complete() or (limit is not None and limit.stops and limit.ends_well)
-
     def _missing_exports(self) -> list[tables.Trial]:
         return self._leaders.missing(self._standing.trials.values(), self._standing.epochs)
 
-    def _is_complete(self) -> bool:
-        return self._all_drawn_ended() and not self._unconfirmed()
-
-    def _all_drawn_ended(self) -> bool:
-        return self._standing.trials.num_finished == len(self._standing.trials) and not self._wants_more()
-
-    def _tell_if_few(self) -> None:
-        """Say why a study is complete with fewer trials than were asked for."""
-        if not self._is_complete() or self._standing.num_drawn >= self._study.budget.trials:
-            return
-        few = f"the space has no more than {self._standing.num_drawn} configurations"
-        used_up = f"{few}, fewer than trials={self._study.budget.trials}; each is run once"
-        limit = self._limit()
-        self._monitor.note(f"{limit.reason}; no more are begun" if limit else used_up)
-
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
-        is_whole = self._is_complete() and self._standing.num_drawn >= self._study.budget.trials
-        limit = None if is_whole else self._limit()
+        limit = None if self._backlog.is_whole else self._backlog.limit()
         return Outcome(
             study=self._row,
             was_complete=was_complete,
             used_up=self._search.used_up,
             limit=limit.reason if limit else "",
-            timed_out=not self._has_ended(),
+            timed_out=not self._backlog.has_ended,
             mirror_lag=lag,
         )
 
@@ -272,12 +238,12 @@ class _Coordinator:
     # -- training
 
     def _train(self, executor: Executor, mirror: Mirror) -> None:
-        while not self._is_complete():
+        while not self._backlog.is_complete:
             seconds = self._study.budget.timeout_seconds
             if seconds and time.monotonic() - self._started_at >= seconds:
                 self._monitor.note("time is up; what is not finished waits for the next run")
                 return
-            if (limit := self._limit()) and limit.stops:
+            if (limit := self._backlog.limit()) and limit.stops:
                 self._monitor.note(f"{limit.reason}; what is not finished waits")
                 return
             self._fill(executor)
@@ -369,11 +335,11 @@ class _Coordinator:
     def _fill(self, executor: Executor) -> None:
         """Send trials to free slots."""
         for slot in self._fill_alone(executor):
-            if (trial := self._begun_trial()) is not None:
+            if (trial := self._backlog.begun(but=self._company.victims)) is not None:
                 self._submit(trial, slot, executor)
-            elif self._wants_more():
+            elif self._backlog.wants_more:
                 self._submit_new(slot, executor)
-            elif (trial := self._last_trial()) is not None:
+            elif (trial := self._backlog.last()) is not None:
                 self._submit(trial, slot, executor)
             else:
                 return
@@ -398,62 +364,6 @@ class _Coordinator:
         """The trials that wait for a device of their own."""
         trials = [self._standing.trials[number] for number in sorted(self._company.victims)]
         return [trial for trial in trials if trial.state is State.WAITING]
-
-    def _first_waiting(self) -> tables.Trial | None:
-        """The first trial that waits for any slot."""
-        if not self._company.victims:
-            return self._standing.trials.first(State.WAITING)
-        waiting = self._standing.trials.in_state(State.WAITING)
-        return next((trial for trial in waiting if trial.number not in self._company.victims), None)
-
-    def _begun_trial(self) -> tables.Trial | None:
-        """A trial that waits, else one to promote."""
-        paused_by_another = None if isinstance(self._pruner, AshaPause) else self._standing.trials.first(State.PAUSED)
-        return self._first_waiting() or paused_by_another or self._promoted()
-
-    def _last_trial(self) -> tables.Trial | None:
-        """What is left once all are drawn; None if there is nothing to do but wait."""
-        if self._all_drawn_ended():
-            self._add_further_seeds()
-            return self._standing.trials.first(State.WAITING)
-        # Rungs that stay too small for a promotion must not leave a study without a winner.
-        return None if self._standing.trials.count(State.RUNNING) else self._promoted(num_kept=1)
-
-    def _unconfirmed(self) -> dict[int, list[int]]:
-        """Leader -> the seeds with which it is still to be trained."""
-        num_leaders, num_seeds = self._study.budget.confirmations
-        if not num_leaders:
-            return {}
-        trials = list(self._standing.trials.values())
-        leaders = compare.by_value(trials, self._standing.epochs)[:num_leaders]
-        missing = {leader.number: confirm.missing_seeds(leader, trials, num_seeds) for leader in leaders}
-        return {number: seeds for number, seeds in missing.items() if seeds}
-
-    def _add_further_seeds(self) -> None:
-        """Let the leaders be trained with further seeds, all in one go: a mean of some of them would be none."""
-        missing = self._unconfirmed()
-        for number, seeds in missing.items():
-            leader = self._standing.trials[number]
-            for seed in seeds:
-                trial = self._record.add_trial(
-                    self._lease,
-                    self._row.id,
-                    params=leader.params,
-                    config={**leader.config, "seed": seed},
-                    threads=leader.threads,
-                    confirms=number,
-                )
-                self._standing.put(trial)
-        if missing:
-            told = ", ".join(f"trial {number} with {len(seeds)}" for number, seeds in missing.items())
-            self._monitor.note(f"further seeds tell luck from merit: {told}")
-
-    def _promoted(self, num_kept: int = 0) -> tables.Trial | None:
-        """The paused trial that goes on next."""
-        if not isinstance(self._pruner, AshaPause):
-            return None
-        number = self._pruner.first(self._standing.rungs.ladder, num_kept=num_kept)
-        return None if number is None else self._standing.trials[number]
 
     def _submit_new(self, slot: Slot, executor: Executor) -> None:
         """Draw a trial and send it."""

@@ -4,8 +4,12 @@ from __future__ import annotations
 
 from bisect import bisect_left, insort
 from collections import UserDict
+from typing import TYPE_CHECKING
 
 from orchestrator.tables import State, Trial
+
+if TYPE_CHECKING:
+    from collections.abc import Container
 
 
 class Roster(UserDict[int, Trial]):
@@ -30,9 +34,9 @@ class Roster(UserDict[int, Trial]):
         """All in this state, by number."""
         return [self[number] for number in self._numbers[state]]
 
-    def first(self, state: State) -> Trial | None:
-        """The one in this state whose number is lowest."""
-        return next((self[number] for number in self._numbers[state]), None)
+    def first(self, state: State, *, but: Container[int] = ()) -> Trial | None:
+        """The one in this state whose number is lowest, and none of the numbers `but`."""
+        return next((self[number] for number in self._numbers[state] if number not in but), None)
 
     def count(self, state: State) -> int:
         """How many are in this state."""

@@ -3,25 +3,19 @@
 It is the one truth. Optuna searches over it; MLflow, an Optuna storage and TensorBoard mirror it. SQLite by default,
 PostgreSQL by URL. All times are Unix seconds. Rows come back detached: read them, never write them.
 
-Every write of a sweep goes through `Record.write(lease)`, which checks the lease's fencing token in the same
-transaction, and leaves a row in `changes`, from which the mirrors follow the record.
+Every write of a sweep goes through `Database.write(lease)`, which checks the lease's fencing token, and leaves a row in
+`changes`, from which the mirrors follow the record.
 """
 
 from __future__ import annotations
 
-import functools
-import logging
 import time
-from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple, ParamSpec, TypeVar
+from typing import TYPE_CHECKING, Any, NamedTuple
 
-from sqlalchemy import bindparam, case, delete, func, select, text
-from sqlalchemy.exc import DBAPIError, OperationalError
-from sqlalchemy.orm import Session, sessionmaker
+from sqlalchemy import case, delete, func, select
 
-from orchestrator.engines import cause, make_engine, make_folder, parse_url
-from orchestrator.errors import FencedError, NothingRecordedError, UnavailableError, UnknownNameError
+from orchestrator.database import Database, through_restarts
+from orchestrator.errors import NothingRecordedError, UnknownNameError
 from orchestrator.tables import (
     Attempt,
     Base,
@@ -32,8 +26,6 @@ from orchestrator.tables import (
     Epoch,
     Export,
     Launch,
-    LeaseRow,
-    Meta,
     MirrorRun,
     Reason,
     Sample,
@@ -43,67 +35,14 @@ from orchestrator.tables import (
 )
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Iterator, Sequence
+    from collections.abc import Iterable, Sequence
 
-    from sqlalchemy import Engine
+    from sqlalchemy.orm import Session
 
     from orchestrator.leases import Lease
 
-log = logging.getLogger(__name__)
-
-SCHEMA_VERSION = 4
-# What brings a record of an older version to the next, but for tables that it lacks.
-_MIGRATIONS = {
-    1: ("ALTER TABLE trials ADD COLUMN confirms INTEGER",),
-    2: (
-        "ALTER TABLE promotions ADD COLUMN alias VARCHAR(255) NOT NULL DEFAULT 'champion'",
-        "ALTER TABLE promotions ADD COLUMN reason VARCHAR",
-        "ALTER TABLE promotions ADD COLUMN figures JSON",
-        "ALTER TABLE attempts ADD COLUMN launch BIGINT",
-    ),
-    3: (),  # a table alone
-}
-_CREATION_LOCK = 0x6F726368  # any number that other programs do not lock
-RESTART_SECONDS = 120  # that a server which was there may be away
-LOOK_SECONDS = 0.5
-# PostgreSQL's classes of errors of a broken connection, and of a server that stops or starts (its manual, appendix A).
-RESTART_STATES = ("08", "57P")
-
-_EPOCHS, _CHANGES, _LEASES = (Base.metadata.tables[kind.__tablename__] for kind in (Epoch, ChangeRow, LeaseRow))
+_EPOCHS, _CHANGES = (Base.metadata.tables[kind.__tablename__] for kind in (Epoch, ChangeRow))
 _EPOCH_KEYS = select(_EPOCHS.c.trial_id, _EPOCHS.c.number)
-_TOKEN = select(_LEASES.c.token).where(_LEASES.c.name == bindparam("lease")).with_for_update()
-
-P = ParamSpec("P")
-R = TypeVar("R")
-
-
-def _through_restarts(method: Callable[P, R]) -> Callable[P, R]:
-    """A whole transaction that is done again when the server it was sent to has come back.
-
-    Whether one that lost its answer was committed cannot be known: what is done here may be done twice.
-    """
-
-    @functools.wraps(method)
-    def outlive(*args: P.args, **kwargs: P.kwargs) -> R:
-        deadline = time.monotonic() + RESTART_SECONDS
-        while True:
-            try:
-                return method(*args, **kwargs)
-            except UnavailableError as error:
-                if not _is_restart(error.__cause__) or time.monotonic() > deadline:
-                    raise
-            log.warning("the record's server is away; waiting for it")
-            time.sleep(LOOK_SECONDS)
-
-    return outlive
-
-
-def _is_restart(error: BaseException | None) -> bool:
-    if not isinstance(error, OperationalError):
-        return False
-    state = getattr(error.orig, "sqlstate", None)
-    is_server = type(error.orig).__module__.startswith("psycopg")
-    return is_server and (state is None or str(state).startswith(RESTART_STATES))
 
 
 class _Start(NamedTuple):
@@ -115,109 +54,12 @@ class _Start(NamedTuple):
     at: float
 
 
-class Record:
-    """A connection to the record. Threads may share it; processes open their own."""
-
-    def __init__(self, engine: Engine) -> None:
-        self.engine = engine
-        self._address = engine.url.render_as_string()  # hides the password
-        self._read = sessionmaker(engine, expire_on_commit=False)
-        self._write = sessionmaker(engine.execution_options(immediate=True), expire_on_commit=False)
-
-    @classmethod
-    def open(cls, url: str, *, create: bool = False) -> Record:
-        """Open the record at `url`; `create` makes what is missing, else a missing one is an error.
-
-        Raises:
-            UsageError: a malformed URL, a missing driver, or nothing there and not `create`.
-            UnavailableError: unreachable, corrupt, or written by a newer version; its bytes are untouched.
-        """
-        parsed = parse_url(url)
-        file = Path(parsed.database or "") if parsed.get_backend_name() == "sqlite" else None
-        if file is not None and not file.exists():
-            if not create:
-                raise NothingRecordedError(f"no study has been recorded in {file.parent}; start one with `orch sweep`")
-            make_folder(file.parent)
-        record = cls(make_engine(parsed))
-        try:
-            record._prepare(create=create)
-        except BaseException as error:
-            record.close()
-            if isinstance(error, DBAPIError):
-                raise UnavailableError(f"the record at {record._address} is not usable: {cause(error)}") from error
-            raise
-        return record
-
-    def _prepare(self, *, create: bool) -> None:
-        with self._write.begin() as session:
-            if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
-                if not create:
-                    raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
-                self._create_tables(session)
-            self._migrate(session)
-            meta = session.get(Meta, "schema_version")
-        found = meta.value if meta else "none"
-        if found != str(SCHEMA_VERSION):
-            raise UnavailableError(
-                f"the record at {self._address} has schema version {found}; this orch reads {SCHEMA_VERSION}"
-            )
-
-    def _create_tables(self, session: Session) -> None:
-        if self.engine.dialect.name == "postgresql":  # where two could create them at once
-            session.execute(select(func.pg_advisory_xact_lock(_CREATION_LOCK)))
-        Base.metadata.create_all(session.connection())
-        session.merge(Meta(key="schema_version", value=str(SCHEMA_VERSION)))
-
-    def _migrate(self, session: Session) -> None:
-        """Bring an older record up to date, in the transaction that found it so."""
-        meta = session.get(Meta, "schema_version", with_for_update=True)
-        while meta is not None and meta.value.isdecimal() and int(meta.value) in _MIGRATIONS:
-            for statement in _MIGRATIONS[int(meta.value)]:
-                session.execute(text(statement))
-            Base.metadata.create_all(session.connection())
-            meta.value = str(int(meta.value) + 1)
-            session.flush()
-
-    def close(self) -> None:
-        """Give all connections back."""
-        self.engine.dispose()
-
-    @contextmanager
-    def read(self) -> Iterator[Session]:
-        """A session for reading.
-
-        Raises:
-            UnavailableError: the database is gone or corrupt.
-        """
-        try:
-            with self._read() as session:
-                yield session
-        except DBAPIError as error:
-            raise UnavailableError(f"the record at {self._address} cannot be read: {cause(error)}") from error
-
-    @contextmanager
-    def write(self, lease: Lease | None = None) -> Iterator[Session]:
-        """One write transaction; with a `lease`, only while its token is the newest.
-
-        Raises:
-            FencedError: another process holds the lease now.
-            UnavailableError: the database refused, for lack of space for example; nothing was written.
-        """
-        try:
-            with self._write.begin() as session:
-                if lease is not None:
-                    self._check(session, lease)
-                yield session
-        except DBAPIError as error:
-            raise UnavailableError(f"the record at {self._address} cannot be written: {cause(error)}") from error
-
-    def _check(self, session: Session, lease: Lease) -> None:
-        if session.connection().scalar(_TOKEN, {"lease": lease.name}) != lease.token:
-            raise FencedError(f"{lease.name} was taken over by another process; nothing more is written from here")
+class Record(Database):
+    """All that is read and written. Threads may share it; processes open their own."""
 
     # -- reading
 
-    @_through_restarts
+    @through_restarts
     def find_study(self, name: str) -> Study | None:
         """The study called `name`, or None."""
         with self.read() as session:
@@ -245,44 +87,44 @@ class Record:
             raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
         return studies[-1]
 
-    @_through_restarts
+    @through_restarts
     def studies(self) -> Sequence[Study]:
         """All studies, the newest last."""
         with self.read() as session:
             return session.scalars(select(Study).order_by(Study.id)).all()
 
-    @_through_restarts
+    @through_restarts
     def trials(self, study_id: int) -> Sequence[Trial]:
         """All trials of a study by number."""
         with self.read() as session:
             return session.scalars(select(Trial).where(Trial.study_id == study_id).order_by(Trial.number)).all()
 
-    @_through_restarts
+    @through_restarts
     def trial(self, study_id: int, number: int) -> Trial | None:
         """One trial of a study, or None."""
         with self.read() as session:
             return session.scalar(select(Trial).where(Trial.study_id == study_id, Trial.number == number))
 
-    @_through_restarts
+    @through_restarts
     def attempts(self, trial_id: int) -> Sequence[Attempt]:
         """All attempts at a trial, the first first."""
         with self.read() as session:
             return session.scalars(select(Attempt).where(Attempt.trial_id == trial_id).order_by(Attempt.number)).all()
 
-    @_through_restarts
+    @through_restarts
     def provenance(self, study: Study, attempt: Attempt) -> dict[str, Any]:
         """What an attempt ran with; where it is from before that was kept, what its study began with."""
         with self.read() as session:
             launch = session.get(Launch, attempt.launch) if attempt.launch is not None else None
             return dict(launch.provenance if launch else study.spec.get("provenance", {}))
 
-    @_through_restarts
+    @through_restarts
     def samples(self, trial_id: int) -> Sequence[Sample]:
         """How busy the machine was while a trial trained, in order."""
         with self.read() as session:
             return session.scalars(select(Sample).where(Sample.trial_id == trial_id).order_by(Sample.recorded_at)).all()
 
-    @_through_restarts
+    @through_restarts
     def attempts_of_study(self, study_id: int) -> dict[int, list[Attempt]]:
         """Trial number -> all attempts at it, the first first."""
         query = select(Trial.number, Attempt).join(Trial, Trial.id == Attempt.trial_id)
@@ -292,14 +134,14 @@ class Record:
                 found.setdefault(number, []).append(attempt)
         return found
 
-    @_through_restarts
+    @through_restarts
     def ran_out(self, study_id: int) -> set[int]:
         """Numbers of the trials of which an attempt ran out of memory."""
         query = select(Trial.number).join(Attempt, Attempt.trial_id == Trial.id)
         with self.read() as session:
             return set(session.scalars(query.where(Trial.study_id == study_id, Attempt.reason == Reason.OOM)))
 
-    @_through_restarts
+    @through_restarts
     def epochs(self, study_id: int) -> dict[int, list[Epoch]]:
         """Trial number -> its recorded epochs in order, for all trials of a study that have any."""
         query = (
@@ -314,13 +156,13 @@ class Record:
                 found.setdefault(number, []).append(epoch)
         return found
 
-    @_through_restarts
+    @through_restarts
     def epochs_of(self, trial_id: int) -> Sequence[Epoch]:
         """The recorded epochs of one trial in order."""
         with self.read() as session:
             return session.scalars(select(Epoch).where(Epoch.trial_id == trial_id).order_by(Epoch.number)).all()
 
-    @_through_restarts
+    @through_restarts
     def telling_epochs(self, study_id: int) -> dict[int, list[Epoch]]:
         """What tells how good the trials of a study are: `epochs` with their `number` and `metrics` alone.
 
@@ -346,7 +188,7 @@ class Record:
                     first = {trial: metrics}
         return found
 
-    @_through_restarts
+    @through_restarts
     def totals(self, study_id: int) -> dict[int, tuple[int, float]]:
         """Trial number -> how many epochs it has, and how many seconds they took."""
         query = (
@@ -358,7 +200,7 @@ class Record:
         with self.read() as session:
             return {number: (count, seconds) for number, count, seconds in session.execute(query)}
 
-    @_through_restarts
+    @through_restarts
     def exports(self, study_id: int, *, failed: bool = False) -> dict[int, Export]:
         """Trial number -> its export; with `failed`, also those that could not be made."""
         query = select(Trial.number, Export).join(Trial, Trial.id == Export.trial_id).where(Trial.study_id == study_id)
@@ -367,34 +209,34 @@ class Record:
         with self.read() as session:
             return dict(session.execute(query).all())
 
-    @_through_restarts
+    @through_restarts
     def launches(self, study_id: int, after: int = 0) -> Sequence[Launch]:
         """All launches of a study, the first first, or those behind the one that has the id `after`."""
         query = select(Launch).where(Launch.study_id == study_id, Launch.id > after).order_by(Launch.id)
         with self.read() as session:
             return session.scalars(query).all()
 
-    @_through_restarts
+    @through_restarts
     def run_ids(self, study_id: int) -> dict[int, str]:
         """Trial number (or `PARENT`) -> MLflow run id, as far as the mirror has come."""
         with self.read() as session:
             runs = session.scalars(select(MirrorRun).where(MirrorRun.study_id == study_id))
             return {run.trial: run.run_id for run in runs}
 
-    @_through_restarts
+    @through_restarts
     def commands(self, study_id: int) -> Sequence[Command]:
         """What is asked of the process that runs a study and is not answered, the oldest first."""
         query = select(Command).where(Command.study_id == study_id, Command.answer.is_(None)).order_by(Command.id)
         with self.read() as session:
             return session.scalars(query).all()
 
-    @_through_restarts
+    @through_restarts
     def answer(self, command_id: int) -> str | None:
         """What came of a command, or None while nothing has."""
         with self.read() as session:
             return session.scalar(select(Command.answer).where(Command.id == command_id))
 
-    @_through_restarts
+    @through_restarts
     def changes(self, study_id: int, after: int, limit: int = 1000) -> Sequence[ChangeRow]:
         """The next rows of a study's change log behind `after`."""
         query = (
@@ -416,7 +258,7 @@ class Record:
             session.add(ChangeRow(study_id=study.id, kind=Change.STUDY))
         return study
 
-    @_through_restarts
+    @through_restarts
     def add_launch(self, lease: Lease, study_id: int, provenance: dict[str, Any]) -> Launch:
         """Write what a study is trained with from now on."""
         with self.write(lease) as session:
@@ -425,7 +267,7 @@ class Record:
             session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
             return launch
 
-    @_through_restarts
+    @through_restarts
     def update_study(self, lease: Lease, study_id: int, spec: dict[str, Any]) -> None:
         """Replace what a study may change: trials, workers, timeout, export."""
         with self.write(lease) as session:
@@ -468,18 +310,18 @@ class Record:
         """Write that a trial is tried (again) on `worker`; return it as it is now."""
         return self._start_attempt(lease, trial.id, _Start(worker, device, launch, time.time()))
 
-    @_through_restarts
+    @through_restarts
     def _add_trial(self, lease: Lease, new: dict[str, Any], now: float) -> Trial:
         with self.write(lease) as session:
             return _insert_trial(session, new, now)
 
-    @_through_restarts
+    @through_restarts
     def _start_trial(self, lease: Lease, new: dict[str, Any], start: _Start) -> tuple[Trial, Attempt]:
         with self.write(lease) as session:
             trial = _insert_trial(session, new, start.at)
             return trial, _insert_attempt(session, trial, start)
 
-    @_through_restarts
+    @through_restarts
     def _start_attempt(self, lease: Lease, trial_id: int, start: _Start) -> tuple[Trial, Attempt]:
         with self.write(lease) as session:
             trial = session.get_one(Trial, trial_id)
@@ -489,7 +331,7 @@ class Record:
         """Write finished epochs of one trial; one that is there already keeps its first values."""
         self.add_epochs_of(lease, [(trial, epoch) for epoch in epochs])
 
-    @_through_restarts
+    @through_restarts
     def add_epochs_of(self, lease: Lease, epochs: Sequence[tuple[Trial, Epoch]]) -> None:
         """The same of several trials, in one transaction: on a disk that is what an epoch costs."""
         with self.write(lease) as session:
@@ -501,14 +343,14 @@ class Record:
                 connection.execute(_EPOCHS.insert(), [_values(epoch) for _, epoch in new])
                 connection.execute(_CHANGES.insert(), [_change_values(trial, epoch) for trial, epoch in new])
 
-    @_through_restarts
+    @through_restarts
     def add_samples(self, lease: Lease, samples: Sequence[Sample]) -> None:
         """Write how busy machines were; mirrors get it with what their trials do next. One that is there stays."""
         with self.write(lease) as session:
             for sample in samples:
                 session.merge(sample)
 
-    @_through_restarts
+    @through_restarts
     def end_attempt(
         self,
         lease: Lease,
@@ -541,7 +383,7 @@ class Record:
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
             return row
 
-    @_through_restarts
+    @through_restarts
     def prune_paused(self, lease: Lease, trial: Trial) -> Trial:
         """Write that a paused trial will never go on; its value stays that of its rung. Return it as it is now."""
         with self.write(lease) as session:
@@ -550,7 +392,7 @@ class Record:
             session.add(ChangeRow(study_id=trial.study_id, kind=Change.TRIAL, trial=trial.number))
             return row
 
-    @_through_restarts
+    @through_restarts
     def free_files(self, lease: Lease, trials: Sequence[Trial], name: str, message: str) -> list[Trial]:
         """Write that the file `name` of some trials no longer counts, and why; return them as they are now."""
         numbers = [trial.id for trial in trials]
@@ -564,7 +406,7 @@ class Record:
                 session.add(ChangeRow(study_id=row.study_id, kind=Change.TRIAL, trial=row.number))
             return list(rows)
 
-    @_through_restarts
+    @through_restarts
     def add_export(self, lease: Lease, trial: Trial, export: Export) -> None:
         """Write a finished export of a trial."""
         with self.write(lease) as session:
@@ -584,13 +426,13 @@ class Record:
         with self.write() as session:
             session.execute(delete(Command).where(Command.id == command_id, Command.answer.is_(None)))
 
-    @_through_restarts
+    @through_restarts
     def answer_command(self, lease: Lease, command_id: int, answer: str) -> None:
         """Write what came of a command."""
         with self.write(lease) as session:
             session.get_one(Command, command_id).answer = answer
 
-    @_through_restarts
+    @through_restarts
     def retry_failed(self, lease: Lease, study_id: int, numbers: Sequence[int] = ()) -> list[int]:
         """Let trials wait again that failed for good, those of `numbers` or all; return which."""
         with self.write(lease) as session:
@@ -603,7 +445,7 @@ class Record:
                 session.add(ChangeRow(study_id=study_id, kind=Change.TRIAL, trial=trial.number))
             return [trial.number for trial in trials]
 
-    @_through_restarts
+    @through_restarts
     def requeue_running(self, lease: Lease, study_id: int) -> int:
         """Take up what an earlier coordinator left: its running trials wait again, and no retry is spent."""
         with self.write(lease) as session:

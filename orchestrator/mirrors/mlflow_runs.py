@@ -10,17 +10,13 @@ are comparable: trained to their end. One that waits for another attempt is SCHE
 
 from __future__ import annotations
 
-import hashlib
-import json
 import logging
 import os
 import re
-import tempfile
 import time
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
 
 # MLflow reads these when it is imported. What goes wrong is told by us, in a line.
@@ -30,19 +26,18 @@ os.environ.setdefault("MLFLOW_LOGGING_LEVEL", "CRITICAL")
 from mlflow import MlflowClient
 from mlflow.entities import LifecycleStage, Metric, Param, RunStatus, RunTag, ViewType
 from mlflow.exceptions import MlflowException
-from mlflow.store.artifact.artifact_repository_registry import get_artifact_repository
 from requests import RequestException
 from sqlalchemy import delete, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.mirrors import finite_or_none, study_key
+from orchestrator.mirrors.mlflow_files import CHECKPOINT, RunFiles
 from orchestrator.mirrors.mlflow_store import (
     TIMEOUT,
     address,
     call_environment,
     is_server,
-    local_path,
     opening_store,
     time_for_files,
     wait_for_no_disk,
@@ -52,7 +47,6 @@ from orchestrator.mirrors.mlflow_tags import launch_files, study_params, study_t
 from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
 from recipes.config import objective_of
-from recipes.files import replace_by_link, sha256_of
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -70,13 +64,10 @@ CALL_ENVIRONMENT = {
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
 }
 
-CHECKPOINT = "best.safetensors"  # in an attempt's folder and manifest
 KEY, NUMBER, STATE = "orch.study_id", "orch.trial", "orch.state"  # tags
 PARENT_TAG = "mlflow.parentRunId"
 MODEL_TAG = "orch.model_id"
 PAGE = 1000
-DAMAGED = "missing or damaged"
-FREED = "freed"
 
 _STATUS = {
     State.WAITING: "SCHEDULED",
@@ -343,11 +334,7 @@ class MlflowRuns:
     def _add_logs(self, parent: _Run) -> None:
         """Copy what the workers wrote, of all trials; a run's tag `orch.worker` says whose log has its trial."""
         for file in sorted((self._settings.logs / self._study.name).glob("worker-*.log")):
-            tags = _changed({f"orch.log.{file.stem}": f"{file.stat().st_size} bytes"}, parent.tags)
-            if tags:
-                with time_for_files():
-                    self._client.log_artifact(parent.id, str(file), "logs")
-                self._send(parent, _Batch(tags=tags))
+            self._send(parent, _Batch(tags=self._files(parent).copy_log(file)))
 
     def _apply_result(self, study: Study) -> None:
         """Write the best value so far, by the number of ended trials, and whether the study is complete."""
@@ -401,6 +388,9 @@ class MlflowRuns:
         run.last_epoch = max([run.last_epoch, *(epoch.number for epoch in snapshot.epochs)])
         self._set_status(run, _STATUS[trial.state], trial.ended_at)
 
+    def _files(self, run: _Run) -> RunFiles:
+        return RunFiles(self._client, run.id, run.artifact_uri, run.tags)
+
     def _parent_id(self) -> str:
         parent = self._runs.get(PARENT)
         return parent.id if parent is not None else self._lost[PARENT]
@@ -425,19 +415,19 @@ class MlflowRuns:
 
     def _add_files(self, batch: _Batch, run: _Run, study: Study, snapshot: Snapshot) -> None:
         """Copy the files that count, and say so in the batch; promotion trusts a run's files only by these tags."""
-        trial, export = snapshot.trial, snapshot.export
+        trial, export, files = snapshot.trial, snapshot.export, self._files(run)
         last = snapshot.attempts[-1] if snapshot.attempts else None
         if trial.state in {State.COMPLETE, State.PRUNED} and last is not None and CHECKPOINT in (last.manifest or {}):
             assert last.manifest is not None
             folder = self._settings.attempt_folder(study.name, trial.number, last.number)
-            batch.tags |= self._copy(run, folder / CHECKPOINT, last.manifest[CHECKPOINT], "checkpoint")
-            batch.tags |= self._copy_others(run, folder, last.manifest)
+            batch.tags |= files.copy(folder / CHECKPOINT, last.manifest[CHECKPOINT], "checkpoint")
+            batch.tags |= files.copy_others(folder, last.manifest)
         elif trial.state in {State.COMPLETE, State.PRUNED} and trial.is_freed:
-            batch.tags |= self._remove_checkpoint(run)
+            batch.tags |= files.remove_checkpoint()
         if export is not None and export.error is not None:
             batch.tags |= _changed({"orch.onnx_error": export.error}, run.tags)
         elif export is not None:
-            copied = self._copy(run, self._settings.home / export.file, export.sha256, "onnx")
+            copied = files.copy(self._settings.home / export.file, export.sha256, "onnx")
             if copied:
                 batch.tags |= copied
                 batch.add("onnx_max_difference", export.max_difference, export.recorded_at)
@@ -453,62 +443,6 @@ class MlflowRuns:
             batch.tags[MODEL_TAG] = log_model(self._client, run.id, study, snapshot, file)
         except UsageError as error:
             logger.warning("%s; MLflow lists no model of %s", error, self._what(snapshot.trial.number))
-
-    def _copy(self, run: _Run, file: Path, sha256: str, folder: str) -> dict[str, str]:
-        """Copy a file into the run's artifacts and return the tag that says so; an empty dict if it is there."""
-        tag = f"orch.{folder}_sha256"
-        if run.tags.get(tag) == sha256:
-            return {}
-        if not file.is_file() or sha256_of(file) != sha256:
-            logger.warning("%s is %s (SHA-256 %s expected); it is not copied to MLflow", file, DAMAGED, sha256)
-            return {tag: DAMAGED}
-        with time_for_files():
-            self._put(run, file, folder)
-            if self._sha256_there(run, f"{folder}/{file.name}") != sha256:
-                raise UnavailableError(f"{file} did not arrive whole at {run.artifact_uri}")
-        return {tag: sha256}
-
-    def _copy_others(self, run: _Run, folder: Path, manifest: Mapping[str, str]) -> dict[str, str]:
-        """Copy what else a trial has left, as pictures and a profile, under `files`; the tag that says so."""
-        others = {name: sha256 for name, sha256 in manifest.items() if name != CHECKPOINT}
-        tag, digest = "orch.files_sha256", hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
-        if not others or run.tags.get(tag) == digest:
-            return {}
-        for name, sha256 in others.items():
-            file = folder / name
-            if not file.is_file() or sha256_of(file) != sha256:
-                logger.warning("%s is %s; it is not copied to MLflow", file, DAMAGED)
-                digest = DAMAGED
-                continue
-            with time_for_files():
-                self._put(run, file, str(PurePosixPath("files", name).parent))
-        return {tag: digest}
-
-    def _put(self, run: _Run, file: Path, folder: str) -> None:
-        """Put a file into the run's artifacts; on this machine it gets a second name there and takes no more room."""
-        there = local_path(run.artifact_uri)
-        if there is None or not there.is_absolute():
-            self._client.log_artifact(run.id, str(file), folder)
-        else:
-            replace_by_link(file, there / folder / file.name)
-
-    def _remove_checkpoint(self, run: _Run) -> dict[str, str]:
-        """Remove weights that `keep=` frees; the tag that says so, or an empty dict if it does."""
-        tag = "orch.checkpoint_sha256"
-        if run.tags.get(tag) == FREED:
-            return {}
-        if tag in run.tags:
-            artifacts = get_artifact_repository(run.artifact_uri, self._uri)
-            with time_for_files():
-                artifacts.delete_artifacts(f"checkpoint/{CHECKPOINT}")  # type: ignore[no-untyped-call]
-        return {tag: FREED}
-
-    def _sha256_there(self, run: _Run, path: str) -> str:
-        local = local_path(run.artifact_uri)
-        if local is not None:
-            return sha256_of(local / path)
-        with tempfile.TemporaryDirectory() as folder:
-            return sha256_of(Path(self._client.download_artifacts(run.id, path, folder)))
 
     # -- calls
 

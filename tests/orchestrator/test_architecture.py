@@ -53,6 +53,7 @@ LAYERS = [
     {"card"},
     {"examination"},
     {
+        "mirrors.mlflow_files",
         "mirrors.mlflow_runs",
         "mirrors.mlflow_tabs",
         "mirrors.mlflow_tags",
@@ -60,6 +61,7 @@ LAYERS = [
         "mirrors.tensorboard_events",
     },
     {"predictions"},
+    {"backlog"},
     {"leaders", "limits", "standing", "company", "retention", "attempt_files"},
     {"rungs"},
     {"models", "mirror_process", "packing", "probe"},
@@ -97,7 +99,7 @@ LAYERS = [
     {"catalogue", "feasible", "starts", "budget", "pace", "objectives"},
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"filters"},
-    {"leases", "store", "space", "constraints", "curves", "forkserver", "signals"},
+    {"leases", "store", "database", "space", "constraints", "curves", "forkserver", "signals"},
     {"tables", "settings", "processes", "engines", "standalone", "system_metrics"},
     {"errors"},
 ]
@@ -105,10 +107,16 @@ ALLOWED_UPWARDS = {
     ("executors.inline", "worker"),  # the inline executor runs a worker's code in its own thread
     ("executors.ray_worker", "worker"),  # a worker's code as an actor
     ("executors.ray_worker", "carrier"),
-    ("store", "leases"),  # for types only
+    ("database", "leases"),  # for types only
 }
 THIRD_PARTY = {
-    "mlflow": {"mirrors.mlflow_runs", "mirrors.mlflow_store", "mirrors.mlflow_tabs", "registry"},
+    "mlflow": {
+        "mirrors.mlflow_files",
+        "mirrors.mlflow_runs",
+        "mirrors.mlflow_store",
+        "mirrors.mlflow_tabs",
+        "registry",
+    },
     "optuna": {"search", "samplers", "recent", "importing", "importances", "mirrors.optuna_storage"},
     "plotly": {"reports.charts"},
     "cmaes": {"samplers"},

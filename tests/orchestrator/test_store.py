@@ -14,10 +14,11 @@ from contextlib import closing
 import pytest
 from sqlalchemy import event, func, select, text
 
-from orchestrator import store
+from orchestrator import database
+from orchestrator.database import SCHEMA_VERSION
 from orchestrator.errors import FencedError, UnavailableError, UnknownNameError, UsageError
 from orchestrator.leases import Lease
-from orchestrator.store import SCHEMA_VERSION, Record
+from orchestrator.store import Record
 from orchestrator.tables import (
     PARENT,
     Attempt,
@@ -607,7 +608,7 @@ def test_restarted_server_loses_nothing(postgres, monkeypatch):
         postgres.start()
         assert new_trial(record, study).number == 0
         postgres.stop("immediate")
-        monkeypatch.setattr(store, "RESTART_SECONDS", 0.5)  # that is waited for one which stays away
+        monkeypatch.setattr(database, "RESTART_SECONDS", 0.5)  # that is waited for one which stays away
         try:
             with pytest.raises(UnavailableError, match="cannot be written") as refused:
                 new_trial(record, study)
