@@ -13,11 +13,12 @@ from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import card, compare, ledger, names, worker
+from orchestrator import card, compare, ledger, names
 from orchestrator.budget import GATES
 from orchestrator.errors import HeldError, RefusedError, UnavailableError, UsageError
 from orchestrator.examination import SEEN, TRAINED_ON, Examination, trained_on_of
 from orchestrator.executors import Exported, ExportSpec
+from orchestrator.executors.inline import done
 from orchestrator.leases import Holding, study_lease
 from orchestrator.models import accepted_attempt, check_hash, file_of
 from orchestrator.objectives import of_spec
@@ -33,7 +34,6 @@ if TYPE_CHECKING:
 
     from orchestrator.budget import Budget
     from orchestrator.examination import Findings
-    from orchestrator.executors import Decision, Event
     from orchestrator.leases import Lease
     from orchestrator.settings import Settings
     from orchestrator.tables import Study, Trial
@@ -346,7 +346,6 @@ class _Promotion:
     def _export(self) -> Export:
         """Write the ONNX file that the sweep did not write."""
         with Holding(self._record, study_lease(self._study.name)) as lease:
-            port = _Port()
             spec = ExportSpec(
                 study=self._study.name,
                 trial=self._trial.number,
@@ -355,8 +354,7 @@ class _Promotion:
                 config=self._trial.config,
                 folder=str(self._folder),
             )
-            worker.run(spec, port)
-            (event,) = port.events
+            (event,) = done(spec)
             assert isinstance(event, Exported), "an export ends with its one event"
             if event.error:
                 raise RefusedError(f"trial {self._trial.number} cannot be exported: {event.error}")
@@ -443,21 +441,6 @@ class _Promotion:
         text = card.write(card.Subject.of(self._record, self._study, self._trial, self._attempt), found, entry)
         file = self._settings.home / export.file
         return self._registry.register(self._model, entry.run_id, file, tags, card=text, example=found.example)
-
-
-class _Port:
-    """Keeps the events of a job that runs in this thread."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def send(self, event: Event) -> None:
-        """Keep an event."""
-        self.events.append(event)
-
-    def decision(self) -> Decision:
-        """Never asked for."""
-        raise AssertionError("an export waits for no decision")
 
 
 def _metric(config: Mapping[str, Any]) -> str:

@@ -20,20 +20,18 @@ if TYPE_CHECKING:
 
 NUM_CONFIRMED = 3  # leaders that are trained again by `orch promote --confirm`
 
-Model = Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
-
-
+ModelName = Annotated[str, typer.Argument(metavar="MODEL", show_default=False)]
+ModelUri = Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)]
+BestOrTrial = Annotated[
+    str,
+    typer.Argument(metavar="[STUDY|TRIAL]", help="A study's best, or a trial as of `orch show`.", show_default=False),
+]
 Alias = Annotated[str, typer.Option(metavar="NAME", help="Which alias of the model moves.")]
 
 
 @app.command()
 def promote(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="[STUDY|TRIAL]", help="A study's best, or a trial as of `orch show`.", show_default=False
-        ),
-    ] = "",
+    target: BestOrTrial = "",
     limits: MoreKeys = None,
     alias: Alias = "champion",
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Go through the gates and move nothing.")] = False,
@@ -97,7 +95,7 @@ def _confirm(study: str | None, number: int | None, num_seeds: int) -> str:
 
 @app.command(no_args_is_help=True)
 def rollback(
-    model: Model,
+    model: ModelName,
     to: Annotated[str, typer.Option(metavar="VERSION", help="Any version that was promoted.", show_default=False)] = "",
     alias: Alias = "champion",
     as_json: AsJson = False,
@@ -112,7 +110,7 @@ def rollback(
 
 
 @app.command(no_args_is_help=True)
-def history(model: Model, as_json: AsJson = False) -> None:
+def history(model: ModelName, as_json: AsJson = False) -> None:
     """Show who moved the aliases of a model, when, on what figures and why."""
     from orchestrator import promote as promotions
     from orchestrator import render
@@ -127,7 +125,7 @@ def history(model: Model, as_json: AsJson = False) -> None:
 
 @app.command(no_args_is_help=True)
 def predict(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    model: ModelUri,
     images: Annotated[
         list[Path],
         typer.Argument(metavar="IMAGE|FOLDER|TABLE…", help="Or patterns: 'photos/**/*.png'", show_default=False),
@@ -164,7 +162,7 @@ def predict(
 
 @app.command(no_args_is_help=True)
 def serve(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    model: ModelUri,
     host: Annotated[str, typer.Option(help="Address; any but this machine's own needs a token.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="0 takes a free one.")] = 8000,
     watch: Annotated[float, typer.Option(metavar="SECONDS", help="How often to look where the alias points.")] = 10,
@@ -209,7 +207,7 @@ def serve(
 
 @app.command(no_args_is_help=True)
 def demo(
-    model: Annotated[str, typer.Argument(metavar="MODEL", help="models:/NAME@ALIAS", show_default=False)],
+    model: ModelUri,
     port: Annotated[int, typer.Option(help="0 takes a free one.", min=0, max=65535)] = 7860,
 ) -> None:
     """Show a page on this machine to drop a picture on, or to draw a digit, and what a promoted model makes of it."""
@@ -220,12 +218,7 @@ def demo(
 
 @app.command()
 def evaluate(
-    target: Annotated[
-        str,
-        typer.Argument(
-            metavar="[STUDY|TRIAL]", help="A study's best, or a trial as of `orch show`.", show_default=False
-        ),
-    ] = "",
+    target: BestOrTrial = "",
     split: Annotated[str, typer.Option(help="train, val or test.")] = "val",
     pictures: Annotated[
         Path | None,
@@ -266,9 +259,7 @@ def export(
             show_default=False,
         ),
     ],
-    target: Annotated[
-        str, typer.Argument(metavar="[STUDY|TRIAL]", help="A study's best, or one trial.", show_default=False)
-    ] = "",
+    target: BestOrTrial = "",
     precision: Annotated[str, typer.Option(help="Of FILE: fp32, fp16 or int8.")] = "fp32",
     to: Annotated[
         Path | None, typer.Option(metavar="DIR", help="The folder to write MODEL into.", show_default=False)

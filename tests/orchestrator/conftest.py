@@ -4,10 +4,11 @@ import shutil
 
 import pytest
 
+from orchestrator.promote import promote
 from orchestrator.settings import HOME_VARIABLE
 from tests.support import databases
 from tests.support.sweeps import Sweep, settings_of
-from tests.support.trained import STRONG, WEAK, add_study
+from tests.support.trained import STRONG, WEAK, make_home
 
 
 @pytest.fixture(scope="session")
@@ -17,13 +18,9 @@ def empty_home(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def two_trials_home(tmp_path_factory):
+def two_trials_home(empty_home, tmp_path_factory):
     """A state folder with a study of two trained trials, a weak one and a strong one."""
-    home = tmp_path_factory.mktemp("trained") / "mlruns"
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [WEAK, STRONG], export=False)
-    return home
+    return make_home(tmp_path_factory.mktemp("trained") / "mlruns", empty_home, [WEAK, STRONG], export=False)
 
 
 @pytest.fixture
@@ -31,6 +28,23 @@ def two_trials(two_trials_home, monkeypatch):
     """Settings of it."""
     monkeypatch.setenv(HOME_VARIABLE, str(two_trials_home))
     return settings_of(two_trials_home)
+
+
+@pytest.fixture(scope="session")
+def promoted_home(empty_home, tmp_path_factory):
+    """A state folder with a promoted model, which is to stay as it is."""
+    home = make_home(tmp_path_factory.mktemp("promoted") / "mlruns", empty_home, [STRONG])
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        promote(settings_of(home))
+    return home
+
+
+@pytest.fixture
+def promoted(promoted_home, monkeypatch):
+    """Settings of it."""
+    monkeypatch.setenv(HOME_VARIABLE, str(promoted_home))
+    return settings_of(promoted_home)
 
 
 @pytest.fixture

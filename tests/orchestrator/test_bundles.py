@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import signal
 import subprocess
 import sys
@@ -17,17 +16,13 @@ from PIL import Image
 from orchestrator import bundles, models, standalone
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.predictions import predict
-from orchestrator.promote import promote
 from orchestrator.registry import Registry
-from orchestrator.settings import HOME_VARIABLE
 from recipes.config import DatasetConfig
 from recipes.data import load
 from recipes.data.csv_file import read_columns
 from recipes.data.rows import encoded
 from recipes.data.types import Column
 from tests.support.orch import Orch
-from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, add_study
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -46,24 +41,6 @@ sys.meta_path.insert(0, Refuse())
 sys.argv = sys.argv[1:]
 runpy.run_path(sys.argv[0], run_name="__main__")
 """
-
-
-@pytest.fixture(scope="module")
-def home(empty_home, tmp_path_factory):
-    """A state folder with a promoted model."""
-    home = tmp_path_factory.mktemp("promoted") / "mlruns"
-    shutil.copytree(empty_home, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [STRONG])
-        promote(settings_of(home))
-    return home
-
-
-@pytest.fixture
-def settings(home, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
 
 
 def pictures_of_many_kinds(folder: Path) -> list[Path]:
@@ -87,13 +64,13 @@ def pictures_of_many_kinds(folder: Path) -> list[Path]:
     return [folder / name for name in made]
 
 
-def test_script_says_without_anything_of_ours_what_orch_predict_says(settings, tmp_path):
+def test_script_says_without_anything_of_ours_what_orch_predict_says(promoted, tmp_path):
     folder = tmp_path / "for others"
-    found = bundles.export_model(settings, CHAMPION, folder)
+    found = bundles.export_model(promoted, CHAMPION, folder)
     assert (found["model"], found["version"], sorted(found["files"])) == (NAME, "1", FILES)
     assert sorted(path.name for path in folder.iterdir()) == FILES
-    assert (folder / "model.onnx").read_bytes() == models.resolve_model(settings, CHAMPION).read_bytes()
-    assert (folder / "MODEL_CARD.md").read_text() == Registry(settings).card(NAME, "1")
+    assert (folder / "model.onnx").read_bytes() == models.resolve_model(promoted, CHAMPION).read_bytes()
+    assert (folder / "MODEL_CARD.md").read_text() == Registry(promoted).card(NAME, "1")
     assert NAME in (folder / "MODEL_CARD.md").read_text()
     assert json.loads((folder / "labels.json").read_text())["names"] == list("0123456789")
 
@@ -102,7 +79,7 @@ def test_script_says_without_anything_of_ours_what_orch_predict_says(settings, t
     done = subprocess.run(command, capture_output=True, text=True, cwd="/", check=False)
     assert done.returncode == 0, done.stderr
     rows = [json.loads(line) for line in done.stdout.splitlines()]
-    expected = predict(settings, CHAMPION, files).rows
+    expected = predict(promoted, CHAMPION, files).rows
     assert [(row["path"], row["class"]) for row in rows] == [(row["path"], row["class"]) for row in expected]
     np.testing.assert_allclose(
         [row["probability"] for row in rows], [row["probability"] for row in expected], atol=1e-6
@@ -127,7 +104,7 @@ def test_script_says_labels_and_numbers_by_name():
     assert standalone.told(answer, {**about, "task": "regression"}).keys() == {"a", "b", "c"}
 
 
-def test_folder_with_something_in_it_is_left_alone(settings, tmp_path):
+def test_folder_with_something_in_it_is_left_alone(promoted, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "mine.txt").write_text("precious")
     (tmp_path / "file").write_text("precious")
@@ -138,11 +115,11 @@ def test_folder_with_something_in_it_is_left_alone(settings, tmp_path):
         "no/x": "no folder",
     }.items():
         with pytest.raises(UsageError, match=message):
-            bundles.export_model(settings, CHAMPION, tmp_path / name)
+            bundles.export_model(promoted, CHAMPION, tmp_path / name)
     with pytest.raises(UnknownNameError):
-        bundles.export_model(settings, f"models:/{NAME}@champio", tmp_path / "new")
+        bundles.export_model(promoted, f"models:/{NAME}@champio", tmp_path / "new")
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["empty", "file", "full", "mine.txt"]
-    bundles.export_model(settings, CHAMPION, tmp_path / "empty")
+    bundles.export_model(promoted, CHAMPION, tmp_path / "empty")
     assert sorted(path.name for path in (tmp_path / "empty").iterdir()) == FILES
 
 
@@ -167,31 +144,31 @@ bundles.export_model(Settings.from_environment(), sys.argv[1], Path(sys.argv[2])
 
 
 @pytest.mark.slow
-def test_a_kill_half_way_leaves_nothing_under_the_folders_name(settings, tmp_path):
+def test_a_kill_half_way_leaves_nothing_under_the_folders_name(promoted, tmp_path):
     folder = tmp_path / "folder"
     done = subprocess.run([sys.executable, "-c", KILLED, CHAMPION, str(folder)], timeout=120, check=False)
     assert done.returncode == -signal.SIGKILL
     assert not folder.exists()
     (left,) = tmp_path.iterdir()
     assert len(list(left.iterdir())) == 2, "two files were written before the kill"
-    bundles.export_model(settings, CHAMPION, folder)
+    bundles.export_model(promoted, CHAMPION, folder)
     assert sorted(path.name for path in folder.iterdir()) == FILES
 
 
-def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(settings, tmp_path, monkeypatch):
+def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(promoted, tmp_path, monkeypatch):
     def full(*_: object) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(bundles, "write_whole", full)
     with pytest.raises(UnavailableError, match=r"folder cannot be written: No space left on device"):
-        bundles.export_model(settings, CHAMPION, tmp_path / "folder")
+        bundles.export_model(promoted, CHAMPION, tmp_path / "folder")
     assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.slow
-def test_command_writes_the_folder_and_says_when_it_is_missing(home, tmp_path):
+def test_command_writes_the_folder_and_says_when_it_is_missing(promoted_home, tmp_path):
     orch = Orch(tmp_path)
-    orch.environment["ORCH_HOME"] = str(home)
+    orch.environment["ORCH_HOME"] = str(promoted_home)
     found = orch.json("export", CHAMPION, "--to", "folder")
     assert found == {"model": NAME, "version": "1", "folder": str(tmp_path / "folder"), "files": found["files"]}
     assert sorted(found["files"]) == FILES

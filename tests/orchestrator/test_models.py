@@ -18,38 +18,18 @@ from orchestrator.models import resolve_model, resolve_weights
 from orchestrator.predictions import predict
 from orchestrator.promote import promote
 from orchestrator.registry import Registry
-from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from recipes.config import DatasetConfig
 from recipes.data import load
 from tests.support.mlflow_server import tracking_server
 from tests.support.ports import free_ports
-from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, add_study, delete_study
+from tests.support.trained import STRONG, add_study, copy_home, delete_study
 
 if TYPE_CHECKING:
     from pathlib import Path
 
 NAME = "cnn-digits"
 CHAMPION = f"models:/{NAME}@champion"
-
-
-@pytest.fixture(scope="module")
-def home(empty_home, tmp_path_factory):
-    """A state folder with a promoted model."""
-    home = tmp_path_factory.mktemp("promoted") / "mlruns"
-    shutil.copytree(empty_home, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [STRONG])
-        promote(settings_of(home))
-    return home
-
-
-@pytest.fixture
-def settings(home, monkeypatch):
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
 
 
 @contextlib.contextmanager
@@ -69,16 +49,16 @@ def write_digits(folder: Path, count: int) -> tuple[list[Path], list[str]]:
     return paths, [str(int(label)) for label in test.labels[:count]]
 
 
-def test_predict_names_class_and_probability_of_each_file(settings, tmp_path):
+def test_predict_names_class_and_probability_of_each_file(promoted, tmp_path):
     paths, classes = write_digits(tmp_path, 100)
-    rows = predict(settings, CHAMPION, paths).rows
+    rows = predict(promoted, CHAMPION, paths).rows
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert sum(row["class"] == label for row, label in zip(rows, classes, strict=True)) >= 95
     assert all(0.1 < row["probability"] <= 1 for row in rows)
     assert rows[0].keys() == {"path", "class", "probability"}
 
 
-def test_predict_takes_the_images_of_folders_and_leaves_out_what_is_told(settings, tmp_path):
+def test_predict_takes_the_images_of_folders_and_leaves_out_what_is_told(promoted, tmp_path):
     (tmp_path / "folder" / "deeper").mkdir(parents=True)
     paths, _ = write_digits(tmp_path / "folder" / "deeper", 3)
     bad, told, counted = tmp_path / "folder" / "b.png", [], []
@@ -90,16 +70,16 @@ def test_predict_takes_the_images_of_folders_and_leaves_out_what_is_told(setting
         return found
 
     with pytest.raises(UsageError, match=r"b\.png is not a whole"):
-        predict(settings, CHAMPION, [tmp_path / "folder"])
-    rows = predict(settings, CHAMPION, [tmp_path / "folder"], on_bad=told.append, follow=follow).rows
+        predict(promoted, CHAMPION, [tmp_path / "folder"])
+    rows = predict(promoted, CHAMPION, [tmp_path / "folder"], on_bad=told.append, follow=follow).rows
     assert [row["path"] for row in rows] == [str(path) for path in paths]
     assert len(told) == 1
     assert str(bad) in str(told[0])
     assert counted == [4]
 
 
-def test_alias_and_version_are_the_same_file(settings):
-    assert resolve_model(settings, CHAMPION) == resolve_model(settings, f"models:/{NAME}/1")
+def test_alias_and_version_are_the_same_file(promoted):
+    assert resolve_model(promoted, CHAMPION) == resolve_model(promoted, f"models:/{NAME}/1")
 
 
 @pytest.mark.parametrize(
@@ -115,21 +95,22 @@ def test_alias_and_version_are_the_same_file(settings):
         "/etc/passwd",
     ],
 )
-def test_what_is_no_model_uri_is_told_what_one_is(settings, uri):
+def test_what_is_no_model_uri_is_told_what_one_is(promoted, uri):
     with pytest.raises(UsageError, match=re.escape("expected models:/NAME@ALIAS or models:/NAME/VERSION")):
-        resolve_model(settings, uri)
+        resolve_model(promoted, uri)
 
 
-def test_unknown_names_are_told_the_nearest(settings):
+def test_unknown_names_are_told_the_nearest(promoted):
     with pytest.raises(UnknownNameError, match="unknown model 'cnn-digit'; did you mean 'cnn-digits'"):
-        resolve_model(settings, "models:/cnn-digit@champion")
+        resolve_model(promoted, "models:/cnn-digit@champion")
     with pytest.raises(UnknownNameError, match="unknown alias of cnn-digits 'champ'; did you mean 'champion'"):
-        resolve_model(settings, f"models:/{NAME}@champ")
+        resolve_model(promoted, f"models:/{NAME}@champ")
     with pytest.raises(UsageError, match=r"version 7 .* those are: 1"):
-        resolve_model(settings, f"models:/{NAME}/7")
+        resolve_model(promoted, f"models:/{NAME}/7")
 
 
-def test_a_registry_entry_that_points_at_a_local_path_is_not_followed(settings, tmp_path):
+def test_a_registry_entry_that_points_at_a_local_path_is_not_followed(promoted_home, tmp_path, monkeypatch):
+    settings = copy_home(promoted_home, tmp_path, monkeypatch)
     shutil.copy(resolve_model(settings, CHAMPION), tmp_path / "model.onnx")
     client = MlflowClient(settings.tracking_uri)
     version = client.create_model_version(NAME, str(tmp_path)).version
@@ -138,11 +119,9 @@ def test_a_registry_entry_that_points_at_a_local_path_is_not_followed(settings, 
         resolve_model(settings, f"models:/{NAME}@tempting")
 
 
-def test_a_version_made_anew_under_a_number_of_the_ledger_is_not_followed(settings, tmp_path, monkeypatch):
+def test_a_version_made_anew_under_a_number_of_the_ledger_is_not_followed(promoted_home, tmp_path, monkeypatch):
     """Whoever deletes a model in MLflow starts its versions at 1 again."""
-    home = tmp_path / "mlruns"
-    shutil.copytree(settings.home, home)
-    settings = settings_of(home)
+    settings = copy_home(promoted_home, tmp_path, monkeypatch)
     client = MlflowClient(settings.tracking_uri)
     client.delete_registered_model(NAME)
     client.create_registered_model(NAME)
@@ -151,39 +130,36 @@ def test_a_version_made_anew_under_a_number_of_the_ledger_is_not_followed(settin
         resolve_model(settings, f"models:/{NAME}/1")
 
 
-def test_a_flipped_byte_of_a_promoted_model_is_named(settings):
-    path = resolve_model(settings, CHAMPION)
+def test_a_flipped_byte_of_a_promoted_model_is_named(promoted):
+    path = resolve_model(promoted, CHAMPION)
     with flipped_byte(path), pytest.raises(UsageError, match=rf"{path} has SHA-256 \w{{64}}, the record says \w{{64}}"):
-        resolve_model(settings, CHAMPION)
-    assert resolve_model(settings, CHAMPION) == path
+        resolve_model(promoted, CHAMPION)
+    assert resolve_model(promoted, CHAMPION) == path
 
 
-def test_the_registry_keeps_the_very_bytes_of_a_file(settings, tmp_path):
+def test_the_registry_keeps_the_very_bytes_of_a_file(promoted, tmp_path):
     """A field that is there twice is valid, but nobody would write it again so."""
     file = tmp_path / "x.onnx"
-    original = resolve_model(settings, CHAMPION).read_bytes()
+    original = resolve_model(promoted, CHAMPION).read_bytes()
     assert original[0] == 0x08, "the field ir_version"
     file.write_bytes(original[:2] + original)
-    registry = Registry(settings)
-    with closing(Record.open(settings.record_url)) as record:
+    registry = Registry(promoted)
+    with closing(Record.open(promoted.record_url)) as record:
         run_id = record.run_ids(record.study(NAME).id)[0]
     example = np.zeros((1, 8, 8, 1), np.uint8)
     version = registry.register("twice", run_id, file, {}, card="# twice", example=example)
     assert registry.local_file("twice", version).read_bytes() == file.read_bytes()
 
 
-def test_weights_are_those_of_the_promoted_trial(settings):
-    path = resolve_weights(settings, CHAMPION)
-    assert path == settings.attempt_folder(NAME, 0, 1) / "best.safetensors"
+def test_weights_are_those_of_the_promoted_trial(promoted):
+    path = resolve_weights(promoted, CHAMPION)
+    assert path == promoted.attempt_folder(NAME, 0, 1) / "best.safetensors"
     with flipped_byte(path), pytest.raises(UsageError, match="has SHA-256"):
-        resolve_weights(settings, CHAMPION)
+        resolve_weights(promoted, CHAMPION)
 
 
-def test_weights_of_a_trial_that_was_deleted_are_not_those_of_its_successor(home, tmp_path, monkeypatch):
-    copied = tmp_path / "mlruns"
-    shutil.copytree(home, copied)
-    monkeypatch.setenv(HOME_VARIABLE, str(copied))
-    settings = settings_of(copied)
+def test_weights_of_a_trial_that_was_deleted_are_not_those_of_its_successor(promoted_home, tmp_path, monkeypatch):
+    settings = copy_home(promoted_home, tmp_path, monkeypatch)
     delete_study(settings)
     with pytest.raises(UsageError, match="trained as trial 0 of 'cnn-digits', which is no longer there"):
         resolve_weights(settings, CHAMPION)
@@ -194,17 +170,15 @@ def test_weights_of_a_trial_that_was_deleted_are_not_those_of_its_successor(home
 
 
 @pytest.mark.slow
-def test_with_a_server_models_are_fetched_once_and_checked(home, tmp_path, monkeypatch):
-    copied = tmp_path / "mlruns"
-    shutil.copytree(home, copied)
-    monkeypatch.setenv(HOME_VARIABLE, str(copied))
+def test_with_a_server_models_are_fetched_once_and_checked(promoted_home, tmp_path, monkeypatch):
+    copied = copy_home(promoted_home, tmp_path, monkeypatch)
     monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # a machine that is busy with other tests is slow
-    add_study(settings_of(copied), [STRONG], name="remote")
+    add_study(copied, [STRONG], name="remote")
     with tracking_server(tmp_path) as address:
-        settings = replace(settings_of(copied), tracking_uri=address)
+        settings = replace(copied, tracking_uri=address)
         assert promote(settings, "remote").version == "1"
         path = resolve_model(settings, "models:/remote@champion")
-        assert path.parent == copied / "cache" / "models"
+        assert path.parent == copied.home / "cache" / "models"
         assert path.read_bytes() == (settings.attempt_folder("remote", 0, 1) / "model.onnx").read_bytes()
         # Beside it lies the model of the trial's run, which has no card.
         (card,) = (tmp_path / "server-artifacts").rglob("models/**/MODEL_CARD.md")
@@ -218,8 +192,8 @@ def test_with_a_server_models_are_fetched_once_and_checked(home, tmp_path, monke
 
 
 @pytest.mark.slow
-def test_a_dead_server_is_told_within_seconds_and_without_its_password(settings):
-    gone = replace(settings, tracking_uri=f"http://me:secret@127.0.0.1:{free_ports()}")
+def test_a_dead_server_is_told_within_seconds_and_without_its_password(promoted):
+    gone = replace(promoted, tracking_uri=f"http://me:secret@127.0.0.1:{free_ports()}")
     started = time.monotonic()
     with pytest.raises(UnavailableError, match=r"MLflow at http://127\.0\.0\.1") as error:
         resolve_model(gone, CHAMPION)

@@ -23,7 +23,7 @@ from recipes.pictures import ANSWER_FILES
 from recipes.speed import SPEED_METRICS
 from tests.support.orch import Orch
 from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, add_study
+from tests.support.trained import STRONG, make_home
 
 STUDY = "cnn-digits"
 FILES = {"curves.png", "batch.png", *ANSWER_FILES}
@@ -32,12 +32,8 @@ FILES = {"curves.png", "batch.png", *ANSWER_FILES}
 @pytest.fixture(scope="module")
 def drawn_home(empty_home, tmp_path_factory):
     """A state folder with a study of one trial with pictures and one without."""
-    home = tmp_path_factory.mktemp("drawn") / "mlruns"
-    shutil.copytree(empty_home, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [{**STRONG, "pictures": True, "profile": True}, STRONG], export=False)
-    return home
+    trials = [{**STRONG, "pictures": True, "profile": True}, STRONG]
+    return make_home(tmp_path_factory.mktemp("drawn") / "mlruns", empty_home, trials, export=False)
 
 
 @pytest.fixture

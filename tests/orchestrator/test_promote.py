@@ -9,6 +9,7 @@ import subprocess
 import sys
 from contextlib import closing
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import mlflow
 import numpy as np
@@ -24,14 +25,15 @@ from orchestrator.errors import HeldError, RefusedError, UnavailableError, Unkno
 from orchestrator.leases import Holding, holder_of
 from orchestrator.models import resolve_model
 from orchestrator.promote import history, promote, rollback
-from orchestrator.settings import HOME_VARIABLE, Settings
 from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion, Sample, Study
 from recipes import data
 from recipes.config import DatasetConfig
 from tests.support.orch import Orch, wait_until
-from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, WEAK, add_study, delete_study
+from tests.support.trained import STRONG, WEAK, add_study, copy_home, delete_study, make_home
+
+if TYPE_CHECKING:
+    from orchestrator.settings import Settings
 
 pytestmark = pytest.mark.slow
 
@@ -45,20 +47,12 @@ NOT_WORSE = (
 @pytest.fixture(scope="session")
 def template(empty_home, tmp_path_factory):
     """A state folder with a study of two trials, of which the second is the better."""
-    home = tmp_path_factory.mktemp("template") / "mlruns"
-    shutil.copytree(empty_home, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [WEAK, STRONG])
-    return home
+    return make_home(tmp_path_factory.mktemp("template") / "mlruns", empty_home, [WEAK, STRONG])
 
 
 @pytest.fixture
 def settings(template, tmp_path, monkeypatch):
-    home = tmp_path / "mlruns"
-    shutil.copytree(template, home)
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
+    return copy_home(template, tmp_path, monkeypatch)
 
 
 def replace_study(settings: Settings, *trials: dict, **how) -> None:

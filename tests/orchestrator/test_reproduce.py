@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import shutil
 import tempfile
 from contextlib import closing
 
@@ -10,11 +9,9 @@ import pytest
 
 from orchestrator.errors import UnavailableError, UnknownNameError, UsageError
 from orchestrator.reproduce import reproduce
-from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from orchestrator.tables import Attempt, Epoch, Launch, Trial
-from tests.support.sweeps import settings_of
-from tests.support.trained import STRONG, add_study
+from tests.support.trained import STRONG, copy_home, make_home
 
 pytestmark = pytest.mark.slow
 NAME = "cnn-digits"
@@ -23,19 +20,12 @@ NAME = "cnn-digits"
 @pytest.fixture(scope="module")
 def template(empty_home, tmp_path_factory):
     home = tmp_path_factory.mktemp("reproduce") / "mlruns"
-    shutil.copytree(empty_home, home)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setenv(HOME_VARIABLE, str(home))
-        add_study(settings_of(home), [{**STRONG, "epochs": 3}], export=False)
-    return home
+    return make_home(home, empty_home, [{**STRONG, "epochs": 3}], export=False)
 
 
 @pytest.fixture
 def settings(template, tmp_path, monkeypatch):
-    home = tmp_path / "mlruns"
-    shutil.copytree(template, home)
-    monkeypatch.setenv(HOME_VARIABLE, str(home))
-    return settings_of(home)
+    return copy_home(template, tmp_path, monkeypatch)
 
 
 @pytest.fixture

@@ -7,19 +7,24 @@ import time
 from contextlib import closing
 from typing import TYPE_CHECKING, Any
 
-from orchestrator import compare, provenance, tables, worker
+import pytest
+
+from orchestrator import compare, provenance, tables
 from orchestrator.executors import EpochEnded, Exported, ExportSpec, TrialEnded, TrialSpec
+from orchestrator.executors.inline import done
 from orchestrator.leases import Holding
+from orchestrator.settings import HOME_VARIABLE
 from orchestrator.store import Record
 from orchestrator.study import load
 from orchestrator.tables import State
 from recipes import cnn
 from recipes.config import flatten, make
+from tests.support.sweeps import settings_of
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
+    from pathlib import Path
 
-    from orchestrator.executors import Decision, Event, Job
     from orchestrator.leases import Lease
     from orchestrator.settings import Settings
 
@@ -36,6 +41,23 @@ STRONG = {
     "label_smoothing": 0.0,
 }
 WEAK = {**STRONG, "epochs": 1, "lr": 1e-5}
+
+
+def make_home(home: Path, empty: Path, trials: Sequence[Mapping[str, Any]], **how: Any) -> Path:
+    """Make a state folder with a study as of `add_study`, beginning with the databases in `empty`."""
+    shutil.copytree(empty, home)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv(HOME_VARIABLE, str(home))
+        add_study(settings_of(home), trials, **how)
+    return home
+
+
+def copy_home(home: Path, folder: Path, monkeypatch: pytest.MonkeyPatch) -> Settings:
+    """Settings of a copy of a state folder in `folder`, which is that of the environment from now on."""
+    copied = folder / "mlruns"
+    shutil.copytree(home, copied)
+    monkeypatch.setenv(HOME_VARIABLE, str(copied))
+    return settings_of(copied)
 
 
 def add_study(
@@ -84,7 +106,7 @@ def _add_trial(
     _, attempt = record.start_attempt(lease, trial, "test", launch=launch)
     folder = settings.attempt_folder(study.name, trial.number, attempt.number)
     place = {"study": study.name, "trial": trial.number, "attempt": attempt.number, "recipe": "cnn", "config": config}
-    *epochs, ended = _run(
+    *epochs, ended = done(
         TrialSpec(**place, folder=str(folder), earlier_folders=(), num_recorded_epochs=0, decision_epochs=(), threads=1)
     )
     assert isinstance(ended, TrialEnded), ended
@@ -102,7 +124,7 @@ def _add_trial(
         best_epoch=best.number,
     )
     if export:
-        (exported,) = _run(ExportSpec(**place, folder=str(folder)))
+        (exported,) = done(ExportSpec(**place, folder=str(folder)))
         assert isinstance(exported, Exported), exported
         file = str((folder / exported.file).relative_to(settings.home))
         row = tables.Export(
@@ -125,22 +147,3 @@ def _epoch(trial: tables.Trial, event: EpochEnded) -> tables.Epoch:
         seconds=event.seconds,
         recorded_at=time.time(),
     )
-
-
-def _run(job: Job) -> list[Any]:
-    port = _Port()
-    worker.run(job, port)
-    return port.events
-
-
-class _Port:
-    """Keeps the events of a job."""
-
-    def __init__(self) -> None:
-        self.events: list[Event] = []
-
-    def send(self, event: Event) -> None:
-        self.events.append(event)
-
-    def decision(self) -> Decision:
-        raise AssertionError("no decision was asked for")
