@@ -14,8 +14,7 @@ import queue
 import threading
 import time
 from collections import deque
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -49,16 +48,14 @@ class ComputeError(OrchError):
     """onnxruntime could not compute a batch."""
 
 
-@dataclass(frozen=True, kw_only=True)
-class Answer:
+class Answer(NamedTuple):
     """What a version says: its graph's outputs `(N, K)` by name."""
 
     outputs: Mapping[str, NDArray[np.float32]]
     by: Loaded
 
 
-@dataclass(frozen=True, kw_only=True, eq=False)
-class _Waiting:
+class _Waiting(NamedTuple):
     inputs: Inputs
     answer: asyncio.Future[Answer]
 
@@ -147,7 +144,9 @@ class Batcher:
                 outputs = {name: values[begin:end] for name, values in found.outputs.items()}
                 waiting.answer.set_result(Answer(outputs=outputs, by=found.by))
             begin = end
-        self._loop.call_soon(self._begin)
+        self._is_busy = bool(self._waiting)
+        if self._is_busy:
+            self._loop.call_soon(self._begin)
 
     def _compute_all(self) -> None:
         while (batch := self._batches.get()) is not None:

@@ -125,10 +125,12 @@ def _tensor(nested: Any, model: Model, options: Options) -> NDArray[Any]:
     shape: list[int] = []
     flat = [nested]
     while flat and type(flat[0]) is list and len(shape) <= num_axes:
-        if set(map(type, flat)) != {list} or len(lengths := set(map(len, flat))) != 1:
-            raise RequestError(422, f"expected {model.expected}; found lists of different lengths")
-        shape.append(lengths.pop())
-        flat = list(chain.from_iterable(flat))
+        try:
+            (length,) = set(map(len, flat))
+        except (TypeError, ValueError) as error:  # a number among the lists; several lengths
+            raise RequestError(422, f"expected {model.expected}; found lists of different lengths") from error
+        shape.append(length)
+        flat = list(chain.from_iterable(flat))  # of a text or a mapping that is as long there come texts
     kinds = {kind.__name__ for kind in set(map(type, flat))}
     wanted = {"int", "float", "NoneType"} if model.columns else {"int"}
     if len(shape) != num_axes or not flat or shape[-1] != model.num_channels or not kinds <= wanted:

@@ -229,6 +229,8 @@ TAKES = r"expected pictures uint8 \(N, H, W, 1\); found "
         ({"inputs": [[[[256]], [[-1]]]]}, 422, TAKES + "-1 to 256"),
         ({"inputs": [[[[1], [2]], [[3]]]]}, 422, TAKES + "lists of different lengths"),
         ({"inputs": [[[[1]], [5]]]}, 422, TAKES + "lists of different lengths"),
+        ({"inputs": [[[[1], "7"]]]}, 422, TAKES + r"int and str \(1, 1, 2, 1\)"),
+        ({"inputs": [[[[1], {"7": 7}]]]}, 422, TAKES + r"int and str \(1, 1, 2, 1\)"),
         ({"inputs": BAD * 5}, 413, "at most 4 pictures or rows are taken at once; found 5"),
         ({"inputs": [[[[1]] * 101] * 50]}, 413, r"at most 5,000 pixels are read; found \(1, 50, 101, 1\)"),
         ({"images": []}, 400, "there is no picture"),
