@@ -30,6 +30,7 @@ from orchestrator.serving.batching import Batcher, FullError
 from orchestrator.serving.measures import CONTENT_TYPE
 from orchestrator.serving.names import Names
 from orchestrator.serving.payloads import RequestError, dumped, of_pictures, of_tensor, read_json, read_pictures
+from orchestrator.serving.waking import Waking
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -59,7 +60,9 @@ class Service:
     def __init__(self, following: Following, measures: Measures, options: Options) -> None:
         self._following, self._measures, self._options = following, measures, options
         self._threads = ThreadPoolExecutor(num_cores(), "read")
+        self._waking = Waking()
         self._num_in_flight = 0
+        self._had_company = False  # the latest request
         measures.in_flight.set_function(lambda: self._num_in_flight)
 
     @contextlib.asynccontextmanager
@@ -76,6 +79,7 @@ class Service:
             return _full(f"{self._num_in_flight} requests are under way")
         since = time.perf_counter()
         self._num_in_flight += 1
+        self._had_company = self._num_in_flight > 1
         task = asyncio.current_task()
         assert task is not None, "a server answers each request in a task"
         # What asyncio.timeout does takes as long as to read a picture's JSON.
@@ -97,6 +101,8 @@ class Service:
             timer.cancel()
             self._num_in_flight -= 1
             self._measures.request_seconds.observe(time.perf_counter() - since)
+            if not self._had_company:  # else the loop, asleep meanwhile, finds more requests for its next batch
+                self._waking.stay()
 
     async def health(self, request: Request) -> Response:
         """What is served, and whether the version that the name stands for is."""

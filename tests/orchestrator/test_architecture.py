@@ -35,7 +35,7 @@ LAYERS = [
     {"live", "render", "dashboards", "views", "logs", "serving", "bundles", "demo"},
     {"serving.app", "serving.listening"},
     {"serving.batching", "serving.following", "serving.measures", "serving.payloads"},
-    {"serving.names"},
+    {"serving.names", "serving.waking"},
     {"serving.api", "serving.options"},
     {"exports", "plan", "garbage"},
     {
@@ -208,6 +208,7 @@ def test_command_line_imports_nothing_heavy_at_its_top():
     assert seen == {"cli", *(name for name in MODULES if name.startswith("cli.")), "errors"}
 
 
+@pytest.mark.slow
 def test_worker_imports_neither_the_searcher_nor_the_trackers():
     code = "import sys, orchestrator.worker, recipes.cnn; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

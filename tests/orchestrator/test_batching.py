@@ -12,12 +12,13 @@ import numpy as np
 import pytest
 
 from orchestrator.errors import UsageError
-from orchestrator.serving import batching
+from orchestrator.serving import batching, waking
 from orchestrator.serving.app import make_app
 from orchestrator.serving.batching import Batcher, ComputeError, FullError
 from orchestrator.serving.following import Loaded
 from orchestrator.serving.measures import Measures
 from orchestrator.serving.options import Options
+from orchestrator.serving.waking import Waking
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -214,6 +215,43 @@ def test_a_request_whose_time_is_up_gets_504_and_is_not_computed_later(following
     assert [shape[0] for shape in following.model.shapes] == [1, 1], (
         "the second waited for the first, and nobody waits for it now"
     )
+
+
+def test_the_loop_stays_awake_for_who_asks_alone_and_sleeps_where_several_ask(following, monkeypatch):
+    stays = []
+    monkeypatch.setattr(Waking, "stay", lambda _: stays.append(1))
+    following.model.go.release(3)
+    app = started(following)
+
+    async def two() -> Any:
+        assert len(stays) == 1, "after the one"
+        return await asyncio.gather(asked(app, "/predict", ONE), asked(app, "/predict", ONE))
+
+    asyncio.run(lived(app, asked(app, "/predict", ONE), two()))
+    assert len(stays) == 1, "but not after the two"
+
+
+def test_the_loop_sleeps_after_a_moment(monkeypatch):
+    looks = []
+    look = Waking._look
+    monkeypatch.setattr(Waking, "_look", lambda self: (looks.append(1), look(self)))
+    monkeypatch.setattr(waking, "num_cores", lambda: 2)
+
+    async def watched() -> tuple[int, int]:
+        kept = Waking()
+        kept.stay()
+        kept.stay()
+        await asyncio.sleep(0.1)
+        first = len(looks)
+        await asyncio.sleep(0.1)
+        return first, len(looks)
+
+    first, last = asyncio.run(watched())
+    assert 2 < first == last
+    monkeypatch.setattr(waking, "num_cores", lambda: 1)
+    looks.clear()
+    asyncio.run(watched())
+    assert len(looks) == 2, "who asks needs the only core"
 
 
 def test_a_batch_that_cannot_be_computed_is_a_500_in_one_line(following):

@@ -116,6 +116,7 @@ def test_process_that_does_not_answer_is_named_and_nothing_changes(orch, monkeyp
             sweep.send_signal(signal.SIGCONT)
 
 
+@pytest.mark.slow
 def test_commands_on_a_study_that_does_not_run_do_what_they_can(orch):
     orch(*orch.counting(trials=1, epochs=1))
     for command in ("stop", "pause"):

@@ -226,6 +226,7 @@ def test_folder_without_images_is_named(tmp_path):
         image_files([tmp_path])
 
 
+@pytest.mark.slow
 def test_labels_and_numbers_are_told_by_name(tmp_path):
     path = picture(tmp_path, "a.png", 250)
     scale = {"target_mean": (10.0, 0.0, 0.0), "target_std": (2.0, 1.0, 1.0)}

@@ -50,6 +50,7 @@ def orch(tmp_path):
     return Orch(tmp_path)
 
 
+@pytest.mark.slow
 def test_nothing_is_trained_beyond_the_most_epochs_and_a_larger_number_goes_on(orch):
     arguments = orch.counting(trials=4, epochs=3, workers=2, sampler="random", pause_seconds=0.1)
     done = orch(*arguments, "max_epochs_total=7")
@@ -63,6 +64,7 @@ def test_nothing_is_trained_beyond_the_most_epochs_and_a_larger_number_goes_on(o
     assert orch.recorded() == {number: [1, 2, 3] for number in range(4)}
 
 
+@pytest.mark.slow
 def test_target_ends_the_study_with_its_leader_exported(orch):
     done = orch(*orch.counting(trials=6, epochs=2, workers=1, sampler="random", target_value="0.1", export="best"))
     assert "and target_value=0.1 is reached" in done.stdout
@@ -71,6 +73,7 @@ def test_target_ends_the_study_with_its_leader_exported(orch):
     assert orch.recorded() == {0: [1, 2]}
 
 
+@pytest.mark.slow
 def test_failing_study_stops_after_so_many_and_says_so_in_its_exit_code(orch):
     arguments = orch.counting(trials=9, epochs=2, workers=1, sampler="random", fault="raise", fault_epoch=1, retries=0)
     for _ in range(2):  # the second finds that nothing has changed

@@ -14,6 +14,7 @@ def orch(tmp_path):
     return Orch(tmp_path)
 
 
+@pytest.mark.slow
 def test_log_of_a_trial_is_told_from_those_of_the_others(orch):
     orch(*orch.counting("fault='',raise", trials=2, epochs=2, workers=1, retries=1, sampler="grid", hidden=8), code=4)
     failed = next(number for number in (0, 1) if orch.json("show", f"s/{number}")["state"] == "failed")
@@ -45,6 +46,7 @@ def test_followed_log_goes_on_in_the_next_attempt_and_ends_with_the_trial(orch):
             assert logs.wait(60) == 0
 
 
+@pytest.mark.slow
 def test_trial_that_is_not_there_or_has_no_log_here_is_named(orch):
     orch(*orch.counting(trials=1, epochs=1, workers=1))
     assert "unknown trial of s '4'" in orch("logs", "s/4", code=2).stderr

@@ -30,6 +30,7 @@ def environment(tmp_path, monkeypatch):
     return os.environ | {"PYTHONPATH": str(Path.cwd())}
 
 
+@pytest.mark.slow
 def test_sweep_of_a_script_is_that_of_the_command_line(environment, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SWEEP + "print(study)\n")
@@ -49,6 +50,7 @@ def test_sweep_of_a_script_is_that_of_the_command_line(environment, tmp_path):
     assert study.status["states"]["complete"] == 3
 
 
+@pytest.mark.slow
 def test_resumed_study_has_more_trials_and_mistakes_are_errors_of_ours(environment, tmp_path):
     script = tmp_path / "script.py"
     script.write_text(SWEEP + "study = orchestrator.resume('s', trials=4)\nassert len(study.trials) == 4\n")

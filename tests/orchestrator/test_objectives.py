@@ -67,6 +67,7 @@ def test_resumed_search_of_several_draws_as_one_that_never_stopped(sampler):
     assert [resumed.ask(60), resumed.ask(61)] == [search.ask(60), search.ask(61)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sampler", "num_trials", "margin"), [("tpe", 120, 0.5), ("nsga2", 300, 0.15)])
 def test_samplers_learn_what_is_better_in_both(sampler, num_trials, margin):
     """Large x and small y are best; by chance they would be equal, and either turned round would lead elsewhere."""

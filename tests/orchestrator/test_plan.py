@@ -41,6 +41,7 @@ def figures(planned):
     return {figure.name: figure for figure in planned.figures}
 
 
+@pytest.mark.slow
 def test_plan_tells_what_is_searched_and_what_it_costs_and_records_nothing(settings, server):
     keys = ("optimizer=sgd,adamw", "trials=40", "epochs=4", "pruner=none", "export=best")
     planned = plan.make(load(*keys), settings, server)
@@ -69,6 +70,7 @@ def test_plan_tells_what_is_searched_and_what_it_costs_and_records_nothing(setti
     assert json.loads(json.dumps(planned.to_json(), allow_nan=False))["suggestions"] == planned.suggestions
 
 
+@pytest.mark.slow
 def test_large_data_are_tried_on_a_part_and_reckoned_for_all(settings, server):
     few = load("batch_size=8", "trials=5")
     part = probe.part_of(few, [{"batch_size": 8}])
@@ -82,6 +84,7 @@ def test_large_data_are_tried_on_a_part_and_reckoned_for_all(settings, server):
     )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fault", "complaint"),
     [("raise", "RuntimeError: as the test asked"), ("exit", "SystemExit: 3"), ("kill", "its process died")],
@@ -175,6 +178,7 @@ def answered(monkeypatch, tmp_path, capfd):
     return run
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("typed", ["", "n\n"])
 def test_sweep_asks_first_and_starts_nothing_without_an_answer(answered, tmp_path, typed):
     code, out, err = answered(typed, "sweep", "--plan", f"recipe={COUNTING}", "study=s", HIDDEN, "trials=4")

@@ -91,6 +91,7 @@ def test_worker_refuses_a_state_folder_that_is_not_the_drivers(tmp_path):
     assert not (tmp_path / "log").exists()
 
 
+@pytest.mark.slow
 def test_without_ray_it_is_said_what_to_install(tmp_path):
     (tmp_path / "sitecustomize.py").write_text("import sys; sys.modules['ray'] = None")
     orch = Orch(tmp_path)
@@ -99,6 +100,7 @@ def test_without_ray_it_is_said_what_to_install(tmp_path):
     assert failed.stderr == "orch: ray is not installed; `pip install 'orch[ray]'`\n"
 
 
+@pytest.mark.slow
 def test_command_line_does_not_import_ray():
     code = "import sys, orchestrator.coordinator; print('ray' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

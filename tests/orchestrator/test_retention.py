@@ -238,6 +238,7 @@ def test_gc_removes_caches_that_no_study_names_and_leaves_those_in_use(sweep):
     assert set(files(cache)) == {"digits.npz", "digits.lock", "digits.sha256.json", "digits-rest-0.npz", "fresh.tmp"}
 
 
+@pytest.mark.slow
 def test_gc_killed_between_the_record_and_the_file_ends_what_was_begun(ended):
     """What the record names is whole at each moment: a process is killed when it is about to remove the first file."""
     sweep, _ = ended

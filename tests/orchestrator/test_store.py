@@ -599,6 +599,7 @@ def test_full_disk_is_one_line_and_what_was_written_stays(lite):
 # -- PostgreSQL, hurt
 
 
+@pytest.mark.slow
 def test_restarted_server_loses_nothing(postgres, monkeypatch):
     with postgres.database() as url, closing(Record.open(url, create=True)) as record:
         with record.write() as session:

@@ -116,6 +116,7 @@ def test_digits_are_learnt_saved_and_restored(recipe, tmp_path):
     assert accuracy == pytest.approx(best, abs=1 / len(dataset.val.labels))
 
 
+@pytest.mark.slow
 def test_digits_changed_in_every_way_are_learnt_and_the_same_again():
     values = {**AUGMENTED, "width": 16, "epochs": 2, "batch_size": 16, "warmup_epochs": 0.5}
     cnn = recipes.load("cnn")

@@ -269,5 +269,6 @@ print([name for name in slow if name in sys.modules])
 """
 
 
+@pytest.mark.slow
 def test_training_imports_nothing_slow(run_python, tmp_path):
     assert run_python(TRAIN_A_LITTLE, tmp_path).splitlines() == ["[]", "[]"]

@@ -80,6 +80,7 @@ print(int(before), int(memory.metrics()["peak_memory_bytes"]))
 """
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/clear_refs").exists(), reason="the system does not tell")
 def test_peak_memory_is_that_of_the_training_and_not_of_what_was_before(run_python):
     # In a process of its own: what a larger one has freed it may give again without growing.

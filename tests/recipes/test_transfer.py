@@ -233,6 +233,7 @@ def test_networks_of_torchvision_are_there_by_name_without_weights(name):
     assert all(module.training for module in model.modules())
 
 
+@pytest.mark.slow
 def test_weights_are_drawn_anew_from_the_seed_where_they_are_not_wanted(tmp_path):
     def trained(seed):
         fields = {"pretrained": False, "freeze": False, "features": "last", "epochs": 1, "limit": 40, "seed": seed}

@@ -288,6 +288,7 @@ def test_command_and_python_say_where_it_is(varied, tmp_path, monkeypatch, capsy
     assert {path.name for path in tmp_path.glob("*.html")} == {"page.html", "s-report.html", "third.html"}
 
 
+@pytest.mark.slow
 def test_ten_thousand_trials_make_a_page_of_a_size_that_opens(prepared, write):
     sweep = Sweep(prepared, trials=10_000)
     trial = sweep.start()
