@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from orchestrator import catalogue, fields
-from orchestrator.budget import BUDGET_KEYS, Budget
+from orchestrator.budget import BUDGET_KEYS, GATES, Budget
 from orchestrator.errors import UsageError
 from orchestrator.fields import PLACEMENT_FIELDS, STUDY_FIELDS
 from orchestrator.objectives import describe, of_spec
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from orchestrator.tables import Study, Trial
 
 QUEUE_FILE = "queue.json"
+LIMITS = ("max_epochs_total", "max_failures", "target_value", "patience")
+OF_ANY_MACHINE = {"trials", "sampler", "pruner", "confirm", *LIMITS, *GATES}  # of the budget
 
 
 def study_file_name(row: Study) -> str:
@@ -91,15 +93,12 @@ def _of_command(values: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _budget(budget: Mapping[str, Any]) -> dict[str, Any]:
-    """Keys of the budget that say how it is searched; where it runs, and for how long, is another machine's."""
-    own, kept = (
-        Budget().model_dump(),
-        ("trials", "sampler", "pruner", "confirm", "max_epochs_total", "target_value", "patience"),
-    )
+    """Keys of the budget that say how it is searched and what is promoted; where it runs is another machine's."""
+    own = Budget().model_dump()
     return {
         key: budget[name]
         for key, name in BUDGET_KEYS.items()
-        if name in budget and name in kept and (name == "trials" or budget[name] != own[name])
+        if name in budget and name in OF_ANY_MACHINE and (name == "trials" or budget[name] != own[name])
     }
 
 

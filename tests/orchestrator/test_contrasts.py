@@ -58,6 +58,26 @@ def test_two_trials_of_a_study_differ_in_their_fields_alone(orch):
     assert found["curves"]["val_accuracy"] == [[0.501, 0.502, 0.503], [0.511, 0.512]]
 
 
+@pytest.mark.parametrize(("one", "other"), [(1, True), (0, False), (1, 1.0), ("1", 1), (None, "None"), ([1], (1,))])
+def test_values_that_python_calls_equal_or_prints_alike_still_differ(one, other):
+    none = dict.fromkeys(("trial", "state", "run_id"))
+    sides = [
+        contrasts.Side(
+            name=name,
+            whole_study=False,
+            **none,
+            objective="val_accuracy",
+            config={"field": value},
+            study={},
+            provenance={},
+            figures={},
+            curves={},
+        )
+        for name, value in (("a", one), ("b", other))
+    ]
+    assert contrasts.contrast(sides)["config"] == {"field": [one, other]}
+
+
 def test_better_one_is_marked_by_what_the_metric_is_about(orch):
     metrics = orch.json("compare", "two/0", "two/1")["metrics"]
     assert metrics["val_accuracy"] == {"values": [0.503, 0.513], "better": "max", "best": [1]}

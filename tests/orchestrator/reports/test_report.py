@@ -203,6 +203,16 @@ def test_command_of_the_page_is_the_same_study(tmp_path, monkeypatch):
     assert {**single.fixed, "data": "digits"} == {**config, "data": "digits"}
 
 
+def test_command_of_the_page_has_the_limits_and_gates_of_the_study(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    limits = ["target_value=0.9", "patience=5", "max_epochs_total=90", "max_failures=2", "confirm=2x3", "pruner=median"]
+    gates = ["min_metric=0.8", "min_class_recall=0.7", "max_calibration_error=0.1", "max_latency_ms=5", "max_size_mb=2"]
+    study = load(["recipe=cnn", "study=s", "trials=7", "sampler=random", *limits, *gates, "workers=1"])
+    row = type("Row", (), {"spec": study.model_dump(mode="json"), "recipe": "cnn", "data": "digits", "name": "s"})
+    again = load(shlex.split(retyped.study_command(row))[2:])
+    assert again.budget == study.budget.model_copy(update={"workers": 0})
+
+
 # -- where it goes
 
 
