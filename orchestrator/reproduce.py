@@ -26,9 +26,8 @@ if TYPE_CHECKING:
     from orchestrator.study import Study
     from orchestrator.tables import Attempt, Epoch, Trial
 
-TOLERANCE = (
-    0.02  # of a loss, relative; threads or another build of torch add in another order, which training amplifies
-)
+# Of a loss, relative: other threads or another build of torch add in another order, which training amplifies.
+TOLERANCE = 0.02
 LOSSES = ("train_loss", "val_loss")
 POLL_SECONDS = 0.5
 
