@@ -258,14 +258,9 @@ class Record(Database):
             session.add(ChangeRow(study_id=study.id, kind=Change.STUDY))
         return study
 
-    @through_restarts
     def add_launch(self, lease: Lease, study_id: int, provenance: dict[str, Any]) -> Launch:
         """Write what a study is trained with from now on."""
-        with self.write(lease) as session:
-            launch = Launch(study_id=study_id, provenance=provenance, started_at=time.time())
-            session.add(launch)
-            session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
-            return launch
+        return self._add_launch(lease, study_id, provenance, time.time())
 
     @through_restarts
     def update_study(self, lease: Lease, study_id: int, spec: dict[str, Any]) -> None:
@@ -309,6 +304,17 @@ class Record(Database):
     ) -> tuple[Trial, Attempt]:
         """Write that a trial is tried (again) on `worker`; return it as it is now."""
         return self._start_attempt(lease, trial.id, _Start(worker, device, launch, time.time()))
+
+    @through_restarts
+    def _add_launch(self, lease: Lease, study_id: int, provenance: dict[str, Any], now: float) -> Launch:
+        with self.write(lease) as session:
+            last = session.scalar(select(Launch).where(Launch.study_id == study_id).order_by(Launch.id.desc()).limit(1))
+            if last is not None and last.started_at == now:
+                return last  # its answer got lost
+            launch = Launch(study_id=study_id, provenance=provenance, started_at=now)
+            session.add(launch)
+            session.add(ChangeRow(study_id=study_id, kind=Change.STUDY))
+            return launch
 
     @through_restarts
     def _add_trial(self, lease: Lease, new: dict[str, Any], now: float) -> Trial:

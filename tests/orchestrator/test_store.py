@@ -622,6 +622,33 @@ def test_restarted_server_loses_nothing(postgres, monkeypatch):
         assert [trial.number for trial in record.trials(study.id)] == [0, 1]
 
 
+@pytest.mark.slow
+def test_what_was_written_when_a_crash_took_the_answer_is_not_written_twice(postgres, monkeypatch):
+    with postgres.database() as url, closing(Record.open(url, create=True)) as record:
+        with record.write() as session:
+            session.add(LeaseRow(name=LEASE.name, token=LEASE.token, counter=0, holder=None))
+        study, commit, crashes = new_study(record), record.engine.dialect.do_commit, []
+
+        def crash_after(connection):
+            commit(connection)
+            if not crashes:
+                crashes.append(1)
+                postgres.stop("immediate")
+                postgres.start()
+                connection.execute("SELECT 1")  # the server it was connected to is gone
+
+        monkeypatch.setattr(record.engine.dialect, "do_commit", crash_after)
+        trial = new_trial(record, study)
+        crashes.clear()
+        record.start_attempt(LEASE, trial, "w")
+        crashes.clear()
+        record.add_launch(LEASE, study.id, {"command": "orch"})
+        assert crashes
+        assert [each.number for each in record.trials(study.id)] == [0]
+        assert [each.number for each in record.attempts(trial.id)] == [1]
+        assert len(record.launches(study.id)) == 1
+
+
 def test_server_that_refuses_is_one_line_without_the_password(postgres):
     for url in (postgres.url("nothing"), postgres.url().replace("s3cret", "wr0ng")):
         with pytest.raises(UnavailableError, match=r"postgresql://orch:\*\*\*@127.0.0.1") as refused:
