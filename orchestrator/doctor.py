@@ -70,7 +70,7 @@ def examine(settings: Settings) -> Iterator[Finding]:
     yield from _processes()
     try:
         with closing(Record.open(settings.record_url)) as record:
-            yield Finding(what="record", found=f"{_address(settings)}: {len(record.studies())} studies")
+            yield Finding(what="record", found=f"{_address(settings)}: {_studies(len(record.studies()))}")
             yield from _leases(record)
             yield from _left(record, settings)
             yield from _mlflow(settings, record)
@@ -254,7 +254,7 @@ def _optuna(settings: Settings) -> Iterator[Finding]:
     try:
         with engine.connect() as connection:
             count = connection.scalar(text("SELECT count(*) FROM studies"))
-        yield Finding(what="Optuna storage", found=f"{settings.optuna_url}: {count} studies")
+        yield Finding(what="Optuna storage", found=f"{settings.optuna_url}: {_studies(count)}")
     except DBAPIError as error:
         advice = "move it away and `orch sync`: it is made anew from the record"
         yield Finding(what="Optuna storage", found=f"{settings.optuna_url}: {cause(error)}", advice=advice)
@@ -269,6 +269,10 @@ def _is_missing(url: str) -> bool:
 
 def _address(settings: Settings) -> str:
     return address(settings.record_url)
+
+
+def _studies(count: int) -> str:
+    return f"{count} {'study' if count == 1 else 'studies'}"
 
 
 def _size(num_bytes: float) -> str:

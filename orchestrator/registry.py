@@ -43,7 +43,11 @@ MODEL_FILE, CARD_FILE = "model.onnx", "MODEL_CARD.md"
 STUDY = "orch.study"  # a tag of runs and versions
 MAX_DESCRIPTION = 5000  # of a version, in MLflow's tables
 # A server that is gone is told in seconds; MLflow by itself tries for four minutes.
-CALL_ENVIRONMENT = {"MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1", TIMEOUT: "20"}
+CALL_ENVIRONMENT = {
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "1",
+    TIMEOUT: "20",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
+}
 
 
 class Registry:

@@ -62,6 +62,7 @@ CALL_ENVIRONMENT = {
     TIMEOUT: str(CALL_SECONDS),
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "0",  # a retry would create a run twice if only the answer was late
     "MLFLOW_SUPPRESS_PRINTING_URL_TO_STDOUT": "true",
+    "MLFLOW_ENABLE_ARTIFACTS_PROGRESS_BAR": "false",
 }
 
 KEY, NUMBER, STATE = "orch.study_id", "orch.trial", "orch.state"  # tags

@@ -169,7 +169,9 @@ def test_a_disk_that_cannot_be_written_is_one_line_and_leaves_nothing(promoted, 
 def test_command_writes_the_folder_and_says_when_it_is_missing(promoted_home, tmp_path):
     orch = Orch(tmp_path)
     orch.environment["ORCH_HOME"] = str(promoted_home)
-    found = orch.json("export", CHAMPION, "--to", "folder")
+    done = orch("export", CHAMPION, "--to", "folder", "--json")
+    assert not done.stderr, "nor MLflow's progress bars"
+    found = json.loads(done.stdout)
     assert found == {"model": NAME, "version": "1", "folder": str(tmp_path / "folder"), "files": found["files"]}
     assert sorted(found["files"]) == FILES
     missing = orch("export", CHAMPION, code=2)
