@@ -49,7 +49,6 @@ PICTURES = ("image/png", "image/jpeg", "application/octet-stream")
 # Above so many bytes JSON is read on a thread, so that others' requests are taken meanwhile.
 QUICKLY_READ = 65_536
 RETRY_SECONDS = 1
-LATE = "late"  # why a request is cancelled whose time is up
 # What may be seen without the token; `/health` says less then.
 OPEN = ("/health", "/ready", "/docs", "/openapi.json")
 
@@ -80,25 +79,18 @@ class Service:
         since = time.perf_counter()
         self._num_in_flight += 1
         self._had_company = self._num_in_flight > 1
-        task = asyncio.current_task()
-        assert task is not None, "a server answers each request in a task"
-        # What asyncio.timeout does takes as long as to read a picture's JSON.
-        timer = asyncio.get_running_loop().call_later(self._options.timeout, task.cancel, LATE)
         try:
-            return Response(await self._predicted(request), media_type=JSON)
+            async with asyncio.timeout(self._options.timeout):
+                return Response(await self._predicted(request), media_type=JSON)
         except ClientDisconnect:
             return _refusal(400, "the client went away")
-        except asyncio.CancelledError as error:
-            if LATE not in error.args:
-                raise
-            task.uncancel()
+        except TimeoutError:
             return _refusal(504, f"no answer within {self._options.timeout:g} s")
         except FullError as error:
             return _full(str(error))
         except OrchError as error:
             return _refusal(_status(error), str(error))
         finally:
-            timer.cancel()
             self._num_in_flight -= 1
             self._measures.request_seconds.observe(time.perf_counter() - since)
             if not self._had_company:  # else the loop, asleep meanwhile, finds more requests for its next batch

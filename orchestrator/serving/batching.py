@@ -144,9 +144,7 @@ class Batcher:
                 outputs = {name: values[begin:end] for name, values in found.outputs.items()}
                 waiting.answer.set_result(Answer(outputs=outputs, by=found.by))
             begin = end
-        self._is_busy = bool(self._waiting)
-        if self._is_busy:
-            self._loop.call_soon(self._begin)
+        self._loop.call_soon(self._begin)
 
     def _compute_all(self) -> None:
         while (batch := self._batches.get()) is not None:
