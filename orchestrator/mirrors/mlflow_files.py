@@ -16,6 +16,7 @@ from mlflow.store.artifact.artifact_repository_registry import get_artifact_repo
 
 from orchestrator.errors import UnavailableError
 from orchestrator.mirrors.mlflow_store import local_path, time_for_files
+from recipes.checkpoint import BEST
 from recipes.files import replace_by_link, sha256_of
 
 if TYPE_CHECKING:
@@ -23,7 +24,6 @@ if TYPE_CHECKING:
 
     from mlflow import MlflowClient
 
-CHECKPOINT = "best.safetensors"  # in an attempt's folder and manifest
 DAMAGED = "missing or damaged"
 FREED = "freed"
 
@@ -56,7 +56,7 @@ class RunFiles:
 
     def copy_others(self, folder: Path, manifest: Mapping[str, str]) -> dict[str, str]:
         """Put what else a trial has left, as pictures and a profile, under `files`."""
-        others = {name: sha256 for name, sha256 in manifest.items() if name != CHECKPOINT}
+        others = {name: sha256 for name, sha256 in manifest.items() if name != BEST}
         tag, digest = "orch.files_sha256", hashlib.sha256(json.dumps(others, sort_keys=True).encode()).hexdigest()
         if not others or self._tags.get(tag) == digest:
             return {}
@@ -85,7 +85,7 @@ class RunFiles:
         if tag in self._tags:
             artifacts = get_artifact_repository(self._uri, self._client.tracking_uri)
             with time_for_files():
-                artifacts.delete_artifacts(f"checkpoint/{CHECKPOINT}")  # type: ignore[no-untyped-call]
+                artifacts.delete_artifacts(f"checkpoint/{BEST}")  # type: ignore[no-untyped-call]
         return {tag: FREED}
 
     def _put(self, file: Path, folder: str) -> None:

@@ -32,7 +32,7 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from orchestrator.errors import UnavailableError, UsageError
 from orchestrator.mirrors import finite_or_none, study_key
-from orchestrator.mirrors.mlflow_files import CHECKPOINT, RunFiles
+from orchestrator.mirrors.mlflow_files import RunFiles
 from orchestrator.mirrors.mlflow_store import (
     TIMEOUT,
     address,
@@ -46,6 +46,7 @@ from orchestrator.mirrors.mlflow_tabs import dataset_of, log_model
 from orchestrator.mirrors.mlflow_tags import launch_files, study_params, study_tags, trial_tags
 from orchestrator.objectives import of_spec, values_at
 from orchestrator.tables import PARENT, MirrorRun, State, Trial
+from recipes.checkpoint import BEST
 from recipes.config import objective_of
 
 if TYPE_CHECKING:
@@ -418,10 +419,10 @@ class MlflowRuns:
         """Copy the files that count, and say so in the batch; promotion trusts a run's files only by these tags."""
         trial, export, files = snapshot.trial, snapshot.export, self._files(run)
         last = snapshot.attempts[-1] if snapshot.attempts else None
-        if trial.state in {State.COMPLETE, State.PRUNED} and last is not None and CHECKPOINT in (last.manifest or {}):
+        if trial.state in {State.COMPLETE, State.PRUNED} and last is not None and BEST in (last.manifest or {}):
             assert last.manifest is not None
             folder = self._settings.attempt_folder(study.name, trial.number, last.number)
-            batch.tags |= files.copy(folder / CHECKPOINT, last.manifest[CHECKPOINT], "checkpoint")
+            batch.tags |= files.copy(folder / BEST, last.manifest[BEST], "checkpoint")
             batch.tags |= files.copy_others(folder, last.manifest)
         elif trial.state in {State.COMPLETE, State.PRUNED} and trial.is_freed:
             batch.tags |= files.remove_checkpoint()
