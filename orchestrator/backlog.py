@@ -55,7 +55,7 @@ class Backlog:
         return self._all_drawn_ended and not self._unconfirmed()
 
     @property
-    def is_whole(self) -> bool:
+    def has_all_trials(self) -> bool:
         """Whether it is complete with as many trials as were asked for."""
         return self.is_complete and self._standing.num_drawn >= self._study.budget.trials
 
@@ -75,7 +75,7 @@ class Backlog:
 
     def why_few(self) -> str:
         """Why the study is complete with fewer trials than were asked for; nothing if it is not."""
-        if not self.is_complete or self.is_whole:
+        if not self.is_complete or self.has_all_trials:
             return ""
         if limit := self.limit():
             return f"{limit.reason}; no more are begun"
@@ -88,13 +88,13 @@ class Backlog:
 
     # -- what is next
 
-    def begun(self, *, but: Container[int]) -> tables.Trial | None:
+    def next_begun(self, *, but: Container[int]) -> tables.Trial | None:
         """A trial that waits and is none of the numbers `but`, else one to promote."""
         trials = self._standing.trials
         paused_by_another = None if isinstance(self._pruner, AshaPause) else trials.first(State.PAUSED)
         return trials.first(State.WAITING, but=but) or paused_by_another or self._promoted()
 
-    def last(self) -> tables.Trial | None:
+    def next_when_all_are_drawn(self) -> tables.Trial | None:
         """What is left once all are drawn; None if there is nothing to do but wait."""
         if self._all_drawn_ended:
             self._add_further_seeds()

@@ -216,7 +216,7 @@ class _Coordinator:
         return self._leaders.missing(self._standing.trials.values(), self._standing.epochs)
 
     def _outcome(self, *, was_complete: bool, lag: int) -> Outcome:
-        limit = None if self._backlog.is_whole else self._backlog.limit()
+        limit = None if self._backlog.has_all_trials else self._backlog.limit()
         return Outcome(
             study=self._row,
             was_complete=was_complete,
@@ -335,11 +335,11 @@ class _Coordinator:
     def _fill(self, executor: Executor) -> None:
         """Send trials to free slots."""
         for slot in self._fill_alone(executor):
-            if (trial := self._backlog.begun(but=self._company.victims)) is not None:
+            if (trial := self._backlog.next_begun(but=self._company.victims)) is not None:
                 self._submit(trial, slot, executor)
             elif self._backlog.wants_more:
                 self._submit_new(slot, executor)
-            elif (trial := self._backlog.last()) is not None:
+            elif (trial := self._backlog.next_when_all_are_drawn()) is not None:
                 self._submit(trial, slot, executor)
             else:
                 return

@@ -3,8 +3,8 @@
 It is the one truth. Optuna searches over it; MLflow, an Optuna storage and TensorBoard mirror it. SQLite by default,
 PostgreSQL by URL. All times are Unix seconds. Rows come back detached: read them, never write them.
 
-Every write of a sweep goes through `Database.write(lease)`, which checks the lease's fencing token, and leaves a row in
-`changes`, from which the mirrors follow the record.
+Every write of a sweep goes through `Database.write(lease)`, which checks the lease's fencing token in the same
+transaction, and leaves a row in `changes`, from which the mirrors follow the record.
 """
 
 from __future__ import annotations
