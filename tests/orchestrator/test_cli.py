@@ -17,9 +17,8 @@ from contextlib import closing
 
 import pytest
 
-from orchestrator import cli
 from orchestrator.tables import MirrorRun, Reason, State
-from tests.support.orch import Orch
+from tests.support.orch import Orch, called_here
 from tests.support.sweeps import Sweep, settings_of
 
 NAME = "<b>[red]x[|red]<|b> :smile:"  # a name in which other programs see more than text
@@ -28,18 +27,15 @@ NAME = "<b>[red]x[|red]<|b> :smile:"  # a name in which other programs see more 
 class Here(Orch):
     """The same commands in this process."""
 
-    def __init__(self, folder, monkeypatch, capfd):
+    def __init__(self, folder, monkeypatch):
         super().__init__(folder)
-        self._monkeypatch, self._capfd = monkeypatch, capfd
+        self._monkeypatch = monkeypatch
         monkeypatch.chdir(folder)
 
     def __call__(self, *arguments, code=0, **_):
         for name in ("ORCH_HOME", "ORCH_RECORD_URL"):
             self._monkeypatch.setenv(name, self.environment.get(name, ""))
-        self._monkeypatch.setattr(sys, "argv", ["orch", *arguments])
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-        done = subprocess.CompletedProcess(arguments, ended.value.code or 0, *self._capfd.readouterr())
+        done = called_here(*arguments)
         assert done.returncode == code, done
         return done
 
@@ -53,8 +49,8 @@ def installed(tmp_path):
 
 
 @pytest.fixture(params=["here", pytest.param("installed", marks=pytest.mark.slow)])
-def orch(request, tmp_path, monkeypatch, capfd):
-    return Here(tmp_path, monkeypatch, capfd) if request.param == "here" else Orch(tmp_path)
+def orch(request, tmp_path, monkeypatch):
+    return Here(tmp_path, monkeypatch) if request.param == "here" else Orch(tmp_path)
 
 
 here_only = pytest.mark.parametrize("orch", ["here"], indirect=True)  # of many cases that differ in little

@@ -46,9 +46,9 @@ def home(tmp_path_factory):
 
 
 @pytest.fixture
-def orch(home, monkeypatch, capfd):
+def orch(home, monkeypatch):
     monkeypatch.setenv(HOME_VARIABLE, str(home / "mlruns"))
-    return Here(home, monkeypatch, capfd)
+    return Here(home, monkeypatch)
 
 
 def test_two_trials_of_a_study_differ_in_their_fields_alone(orch):

@@ -53,15 +53,12 @@ class Orch:
         """What a command prints with --json; one that only reads runs in this process, which saves it a second."""
         if arguments[0] not in READING:
             return json.loads(self(*arguments, "--json").stdout)
-        printed = io.StringIO()
-        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(printed):
+        with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(os, "environ", dict(self.environment))
-            patch.setattr(sys, "argv", ["orch", *arguments, "--json"])
-            with pytest.raises(SystemExit) as ended:
-                cli.main()
-        assert ended.value.code in {0, None}, f"orch {arguments} gave {ended.value.code}"
-        return json.loads(printed.getvalue())
+            done = called_here(*arguments, "--json")
+        assert done.returncode == 0, done
+        return json.loads(done.stdout)
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -128,6 +125,16 @@ class Orch:
             study = record.study("s")
             epochs = record.epochs(study.id)
             return {trial.number: [e.number for e in epochs.get(trial.number, [])] for trial in record.trials(study.id)}
+
+
+def called_here(*arguments: str) -> subprocess.CompletedProcess[str]:
+    """A command in this process, with its folder and its environment."""
+    out, err = io.StringIO(), io.StringIO()
+    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
+        patch.setattr(sys, "argv", ["orch", *arguments])
+        with pytest.raises(SystemExit) as ended:
+            cli.main()
+    return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def descendants(pid: int) -> list[psutil.Process]:
