@@ -114,18 +114,27 @@ class Database:
         return record
 
     def _prepare(self, *, create: bool) -> None:
-        with self._write.begin() as session:
-            if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
-                if not create:
-                    raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
-                self._create_tables(session)
-            self._migrate(session)
-            meta = session.get(Meta, "schema_version")
-        found = meta.value if meta else "none"
+        with self._read() as session:  # a stopped process may hold SQLite's only lock: who just reads asks for none
+            found = self._version(session)
+        if found != str(SCHEMA_VERSION):
+            with self._write.begin() as session:
+                if self._version(session) is None:
+                    if not create:
+                        raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
+                    self._create_tables(session)
+                self._migrate(session)
+                found = self._version(session)
         if found != str(SCHEMA_VERSION):
             raise UnavailableError(
                 f"the record at {self._address} has schema version {found}; this orch reads {SCHEMA_VERSION}"
             )
+
+    def _version(self, session: Session) -> str | None:
+        """The version that the tables say they have; None without tables."""
+        if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
+            return None
+        meta = session.get(Meta, "schema_version")
+        return meta.value if meta else "none"
 
     def _create_tables(self, session: Session) -> None:
         if self.engine.dialect.name == "postgresql":  # where two could create them at once

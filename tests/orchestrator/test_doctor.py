@@ -83,6 +83,9 @@ def test_mirrors_that_are_behind_are_told(settings):
 @pytest.mark.slow
 def test_lease_of_a_living_process_is_well_and_that_of_a_stopped_or_dead_one_is_not(left, holder):
     assert not ill(left)
+    holder.stdin.write("lock\n")
+    holder.stdin.flush()
+    assert holder.stdout.readline() == "locked\n"  # stopped amid a write, which holds up who writes, not who looks
     os.kill(holder.pid, signal.SIGSTOP)
     who = f"study:s is held by process {holder.pid} on "
     ((what, found, advice),) = ill(left)

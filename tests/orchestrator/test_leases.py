@@ -21,6 +21,7 @@ from orchestrator.leases import Holding
 from orchestrator.store import Record
 from orchestrator.tables import ChangeRow, LeaseRow
 from tests.support.clock import Clock
+from tests.support.orch import stop_between_writes
 
 HOLDER = str(Path(__file__).parents[1] / "support" / "holder.py")
 LONG = 30.0  # of a lease that must not be waited for
@@ -160,7 +161,7 @@ def test_stopped_holder_is_taken_over_after_the_lease_and_fenced_when_it_wakes(r
     holder = start()
     assert holder.heard() == "held 1"
     assert holder.ask("write") == "written"
-    holder.signal(signal.SIGSTOP)
+    stop_between_writes(holder.process, record)
     began = time.monotonic()
     with Holding(record, "study:s") as lease:
         assert time.monotonic() - began >= SHORT

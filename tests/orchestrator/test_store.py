@@ -141,6 +141,15 @@ def test_record_of_the_first_version_is_brought_up_to_date_with_all_it_holds(rec
             assert session.get(Meta, "schema_version").value == str(SCHEMA_VERSION)
 
 
+def test_record_is_opened_and_read_while_another_is_amid_a_write(record_url):
+    with closing(Record.open(record_url, create=True)) as writer, writer.write() as session:
+        session.add(LeaseRow(name=LEASE.name, token=LEASE.token, counter=0, holder=None))
+        session.flush()
+        for create in (True, False):
+            with closing(Record.open(record_url, create=create)) as reader:
+                assert reader.studies() == []
+
+
 @pytest.mark.parametrize(
     ("url", "complaint"),
     [

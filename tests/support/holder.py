@@ -1,4 +1,4 @@
-"""Takes the lease `study:s` of a record and does what standard input says, a word a line: write, clock or release.
+"""Takes the lease `study:s` of a record and does what standard input says: write, lock, clock or release.
 
 `python holder.py URL LEASE_SECONDS`; says on standard output how each thing went.
 """
@@ -25,7 +25,15 @@ def main() -> None:
             for line in sys.stdin:
                 if line.strip() == "release":
                     return
-                say(f"{time.time():.0f}" if line.strip() == "clock" else write(record, lease))
+                match line.strip():
+                    case "clock":
+                        say(f"{time.time():.0f}")
+                    case "lock":
+                        with record.write(lease):
+                            say("locked")
+                            sys.stdin.readline()
+                    case "write":
+                        say(write(record, lease))
     except OrchError as error:
         say(f"{type(error).__name__}: {error}")
 

@@ -7,19 +7,21 @@ import io
 import json
 import os
 import signal
-import sqlite3
 import subprocess
 import sys
 import time
 from collections import Counter
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import psutil
 import pytest
+from sqlalchemy import update
 
 from orchestrator import cli
 from orchestrator.store import Record
+from orchestrator.tables import LeaseRow
 from tests.support import databases
 
 if TYPE_CHECKING:
@@ -108,16 +110,9 @@ class Orch:
             record.close()
 
     def stop_between_writes(self, process: subprocess.Popen[str]) -> None:
-        """Send SIGSTOP at a moment when the process does not hold SQLite's lock, which nobody can take from it."""
-        for _ in range(100):
-            os.kill(process.pid, signal.SIGSTOP)
-            connection = sqlite3.connect(self.home / "orch.db", isolation_level=None, timeout=1)
-            with contextlib.closing(connection), contextlib.suppress(sqlite3.OperationalError):
-                connection.execute("BEGIN IMMEDIATE")
-                return
-            os.kill(process.pid, signal.SIGCONT)
-            time.sleep(0.01)
-        raise AssertionError(f"process {process.pid} always writes")
+        """Stop a process that does not hold a lock of the record at that moment."""
+        with self.record() as record:
+            stop_between_writes(process, record)
 
     def recorded(self) -> dict[int, list[int]]:
         """The epochs that the record holds of each trial of study `s`."""
@@ -125,6 +120,25 @@ class Orch:
             study = record.study("s")
             epochs = record.epochs(study.id)
             return {trial.number: [e.number for e in epochs.get(trial.number, [])] for trial in record.trials(study.id)}
+
+
+def stop_between_writes(process: subprocess.Popen[str], record: Record) -> None:
+    """Send SIGSTOP at a moment when the process does not hold a database's lock, which nobody can take from it."""
+
+    def write() -> None:
+        with record.write() as session:
+            session.execute(update(LeaseRow).values(counter=LeaseRow.counter))
+
+    with ThreadPoolExecutor(1) as pool:
+        for _ in range(100):
+            os.kill(process.pid, signal.SIGSTOP)
+            written = pool.submit(write)
+            with contextlib.suppress(TimeoutError):
+                written.result(timeout=1)
+                return
+            os.kill(process.pid, signal.SIGCONT)
+            written.result()
+    raise AssertionError(f"process {process.pid} always writes")
 
 
 def called_here(*arguments: str) -> subprocess.CompletedProcess[str]:
