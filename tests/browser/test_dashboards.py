@@ -162,7 +162,7 @@ def test_mlflow_lists_the_model_of_an_exported_trial_with_its_data(orch: Orch, p
 
 
 def test_mlflow_shows_the_report_of_a_study_on_its_own_run(orch: Orch, ports: list[int], page: Page):
-    assert "not stored" not in orch("report", STUDY).stderr
+    assert "not stored" not in orch.here("report", STUDY).stderr
     page.goto(f"{run_address(orch, ports[0], STUDY)}/artifacts/report.html")
     shown = page.frame_locator("iframe[title*='html' i], iframe[srcdoc], iframe[src^='blob:']").first
     expect(shown.locator("h1")).to_have_text(STUDY, timeout=PATIENCE_MS)

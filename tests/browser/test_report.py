@@ -40,7 +40,7 @@ def swept(tmp_path_factory: pytest.TempPathFactory) -> Path:
     orch = Orch(tmp_path_factory.mktemp("report"))
     keys = ("recipe=cnn", "trials=12", "epochs=4", "width=16,24", "depth=1", "pruner=percentile:60", "export=none")
     orch("sweep", *keys, "objectives=val_accuracy:max,num_parameters:min", "study=small")
-    assert "not stored" not in orch("report", "small").stderr
+    assert "not stored" not in orch.here("report", "small").stderr
     return orch.folder / "small-report.html"
 
 
@@ -58,7 +58,7 @@ def hostile(tmp_path_factory: pytest.TempPathFactory) -> Path:
         add_study(settings_of(orch.home), [fields], name=IMAGE, export=False)
     with closing(Record.open(settings_of(orch.home).record_url)) as record:
         _poison(record)
-    orch("report", IMAGE, "--out", "hostile.html")
+    orch.here("report", IMAGE, "--out", "hostile.html")
     return folder / "hostile.html"
 
 

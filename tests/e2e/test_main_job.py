@@ -30,23 +30,23 @@ def test_sweep_is_compared_promoted_and_used(tmp_path):
     assert best["run_id"]
     assert "lr" in best["params"]
 
-    again = orch.json("reproduce", "mlp-digits")
+    again = json.loads(orch("reproduce", "mlp-digits", "--json").stdout)
     assert (again["trial"], again["verdict"]) == (f"mlp-digits/{best['trial']}", "same bits")
     assert again["epochs"] == rows[0]["epochs"]
     assert set(again["same"]) == {"code", "packages", "data", "seed", "threads", "device"}
     ran_with = orch.json("show", str(best["trial"]))["ran_with"]
     assert ran_with["command"] == "orch sweep recipe=mlp trials=6 epochs=4 export=top:2"
 
-    tried = orch.json("promote", "--dry-run", "max_size_mb=1")
+    tried = json.loads(orch("promote", "--dry-run", "max_size_mb=1", "--json").stdout)
     assert (tried["version"], tried["gates"][-1]["name"]) == (None, "size_mb")
     refused = orch("promote", "mlp-digits", "min_metric=1", code=3)
     assert "test_metric is 0." in refused.stderr
 
-    promoted = orch.json("promote", "--confirm", "2")
+    promoted = json.loads(orch("promote", "--confirm", "2", "--json").stdout)
     confirmed = [row for row in orch.json("compare", "mlp-digits") if row["confirmed"]]
     assert [row["confirmed"]["num_seeds"] for row in confirmed] == [2] * len(confirmed)
     assert len(confirmed) == min(3, status["states"]["complete"])
-    (move,) = orch.json("history", "mlp-digits")
+    (move,) = json.loads(orch("history", "mlp-digits", "--json").stdout)
     best_mean = max(confirmed, key=lambda row: row["confirmed"]["mean"])
     assert (move["trial"], move["to"], move["score"]) == (best_mean["trial"], "1", promoted["test_accuracy"])
     assert "champion" in orch("history", "mlp-digits").stdout

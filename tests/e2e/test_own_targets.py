@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import csv
-import json
 
 import pytest
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
+from tests.support import databases
 from tests.support.orch import Orch
 
 
@@ -38,7 +38,8 @@ def diabetes(tmp_path):
 @pytest.mark.slow
 def test_table_of_numbers_is_swept_promoted_and_predicted(orch, diabetes, tmp_path):
     keys = ("recipe=mlp", "data=csv:diabetes.csv", "task=regression", "study=diabetes")
-    orch("sweep", *keys, "trials=4", "epochs=12", "loss=mse,smooth_l1")
+    databases.put_into(orch.home)
+    orch.here("sweep", *keys, "trials=4", "epochs=12", "loss=mse,smooth_l1")
     (study,) = orch.json("ls")
     assert study["best"]["objective"] == "val_r2"
     found = orch.json("evaluate", "diabetes")
@@ -51,7 +52,7 @@ def test_table_of_numbers_is_swept_promoted_and_predicted(orch, diabetes, tmp_pa
     mean = sum(targets) / len(targets)
     error = sum((row["progression"] - target) ** 2 for row, target in zip(rows, targets, strict=True))
     assert 1 - error / sum((target - mean) ** 2 for target in targets) > 0.3
-    orch("sweep", *keys, "trials=6", "epochs=12", "loss=mse,smooth_l1")  # more trials of the same study
+    orch.here("sweep", *keys, "trials=6", "epochs=12", "loss=mse,smooth_l1")  # more trials of the same study
     again = orch.json("promote", "diabetes") if orch.json("ls")[0]["best"] != study["best"] else promoted
     assert again["test_r2"] >= promoted["test_r2"] or again["already"]
 
@@ -66,14 +67,15 @@ def test_pictures_with_several_labels_are_swept_promoted_and_predicted(orch, tmp
         labels = [name for name, has in (("even", digit % 2 == 0), ("round", digit in (0, 6, 8, 9))) if has]
         rows.append([f"png/{number}.png", "|".join(labels)])
     write_table(tmp_path / "digits.csv", ["file", "labels"], rows)
-    orch("sweep", "recipe=cnn", "data=csv:digits.csv", "task=multilabel", "trials=2", "epochs=6", "study=labels")
+    databases.put_into(orch.home)
+    orch.here("sweep", "recipe=cnn", "data=csv:digits.csv", "task=multilabel", "trials=2", "epochs=6", "study=labels")
     (study,) = orch.json("ls")
     assert study["best"]["objective"] == "val_f1"
     assert orch.json("promote", "labels")["test_f1"] > 0.8
     found = orch.json("predict", "models:/labels@champion", *(f"png/{number}.png" for number in range(40)))
     right = [set(row["labels"].split("|")) == set(rows[number][1].split("|")) for number, row in enumerate(found)]
     assert sum(right) > 30
-    assert json.loads(orch("evaluate", "labels", "--json").stdout)["metrics"]["exact_match"] > 0.5
+    assert orch.json("evaluate", "labels")["metrics"]["exact_match"] > 0.5
 
 
 @pytest.mark.slow
@@ -87,7 +89,7 @@ def test_pictures_with_several_labels_are_swept_promoted_and_predicted(orch, tmp
     ],
 )
 def test_what_does_not_fit_the_table_is_one_line(orch, diabetes, keys, message):
-    done = orch("sweep", *keys, "data=csv:diabetes.csv", "task=regression", "trials=2", code=2)
+    done = orch.here("sweep", *keys, "data=csv:diabetes.csv", "task=regression", "trials=2", code=2)
     assert message in done.stderr
     assert len(done.stderr.splitlines()) == 1
     assert not (orch.home / "orch.db").exists()

@@ -11,7 +11,7 @@ import time
 import psutil
 import pytest
 
-from tests.support.orch import Orch, alive, children, descendants, kill, wait_until
+from tests.support.orch import Orch, assert_gone, children, descendants, kill, wait_until
 
 WORKER, SERVER, MIRROR = "worker-", "orchestrator.forkserver", "orchestrator.mirror"
 ENDS = {"coordinator": signal.SIGKILL, "interrupt": signal.SIGINT}  # what ends the whole sweep
@@ -20,10 +20,6 @@ ENDS = {"coordinator": signal.SIGKILL, "interrupt": signal.SIGINT}  # what ends 
 @pytest.fixture
 def orch(tmp_path):
     return Orch(tmp_path)
-
-
-def assert_gone(processes, seconds):
-    wait_until(lambda: not any(map(alive, processes)), seconds, f"{processes} to end")
 
 
 def strike(orch, arguments, kills, *, times, seconds, seed):
@@ -65,7 +61,7 @@ def test_thirty_random_kills_leave_exactly_fifty_trials(orch):
     assert set(begun) == {(trial, epoch) for trial in range(num_trials) for epoch in range(1, num_epochs + 1)}
     # A kill interrupts the epoch in training of each worker it ends, and at most one whose checkpoint is in flight.
     assert begun.total() - num_trials * num_epochs <= 2 * kills[WORKER] + 4 * kills["coordinator"]
-    assert "is complete" in orch(*arguments).stdout
+    assert "is complete" in orch.here(*arguments).stdout
     assert mirrored_runs(orch) == {trial: [1, 2, 3, 4] for trial in range(num_trials)}
 
 
@@ -94,7 +90,7 @@ def test_kills_amid_paused_trials_lose_and_repeat_nothing(orch, tmp_path):
     chosen |= {"lr": "tag(log,interval(1e-4,1e-1))", "pause_seconds": 0.3}
     (tmp_path / "quiet").mkdir()
     quiet = Orch(tmp_path / "quiet")
-    quiet(*quiet.counting(**{**chosen, "pause_seconds": 0}))
+    quiet.here(*quiet.counting(**{**chosen, "pause_seconds": 0}))
     arguments = orch.counting(**chosen)
     num_paused, kept = set(), []
     for _ in strike(orch, arguments, kills, times=8, seconds=(0.3, 1.8), seed=3):
@@ -133,7 +129,7 @@ def test_killed_coordinator_takes_its_children_along_and_resumes(orch):
         kill(sweep)
         assert_gone(below, 5)
     recorded = orch.recorded()
-    orch("resume", "s")
+    orch.here("resume", "s")
     assert orch.recorded() == {trial: [1, 2, 3, 4, 5, 6] for trial in range(4)}
     begun = orch.begun()
     for trial, epochs in recorded.items():
@@ -157,7 +153,9 @@ def test_killed_worker_costs_one_epoch_and_one_retry(orch):
 
 @pytest.mark.slow
 def test_worker_that_always_dies_is_tried_once_more_a_retry(orch):
-    done = orch(*orch.counting(trials=2, epochs=3, fault="kill", fault_epoch=2, retries=1, pause_seconds=0.2), code=4)
+    done = orch.here(
+        *orch.counting(trials=2, epochs=3, fault="kill", fault_epoch=2, retries=1, pause_seconds=0.2), code=4
+    )
     assert "2 trial(s)" in done.stdout
     for trial in (0, 1):
         shown = orch.json("show", f"s/{trial}")
@@ -169,7 +167,7 @@ def test_worker_that_always_dies_is_tried_once_more_a_retry(orch):
 @pytest.mark.slow
 def test_trial_that_always_raises_fails_after_its_retries_and_the_sweep_goes_on(orch):
     arguments = orch.counting("fault='',raise", trials=6, epochs=3, retries=1, sampler="random")
-    orch(*arguments, code=4)
+    orch.here(*arguments, code=4)
     details = [orch.json("show", f"s/{trial}") for trial in range(6)]
     failed = [shown for shown in details if shown["config"]["fault"] == "raise"]
     assert failed
@@ -182,7 +180,7 @@ def test_trial_that_always_raises_fails_after_its_retries_and_the_sweep_goes_on(
 @pytest.mark.slow
 @pytest.mark.parametrize(("fault", "reason"), [("diverge", "diverged"), ("oom", "oom")])
 def test_what_memory_and_mathematics_refuse_is_not_retried(orch, fault, reason):
-    orch(*orch.counting(trials=1, fault=fault))
+    orch.here(*orch.counting(trials=1, fault=fault))
     shown = orch.json("show", "s/0")
     assert (shown["state"], shown["reason"], len(shown["attempts"])) == ("failed", reason, 1)
 
@@ -190,7 +188,7 @@ def test_what_memory_and_mathematics_refuse_is_not_retried(orch, fault, reason):
 @pytest.mark.slow
 def test_full_disk_ends_the_run_with_one_line_and_spends_no_retry(orch):
     arguments = orch.counting(trials=2, fault="disk", workers=1)
-    done = orch(*arguments, code=5)
+    done = orch.here(*arguments, code=5)
     assert done.stderr.count("\n") == 1
     assert "no space left" in done.stderr
     assert orch.json("status", "s")["states"]["waiting"] == 1
@@ -211,7 +209,7 @@ def test_signal_saves_and_spends_no_retry(orch, number, code):
         assert "Traceback" not in errors
         assert_gone(below, 2)
     recorded = orch.recorded()
-    orch(*arguments)
+    orch.here(*arguments)
     assert orch.recorded() == {trial: [1, 2, 3, 4, 5] for trial in range(3)}
     assert all(orch.begun()[(trial, epoch)] == 1 for trial, epochs in recorded.items() for epoch in epochs)
 
@@ -234,7 +232,7 @@ def test_second_process_on_a_held_study_is_refused_naming_the_holder(orch):
     arguments = orch.counting(trials=2, epochs=40, pause_seconds=0.3)
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun(), what="the first epoch")
-        refused = orch("resume", "s", code=5)
+        refused = orch.here("resume", "s", code=5)
         assert refused.stderr.count("\n") == 1
         assert str(sweep.pid) in refused.stderr
         assert sweep.poll() is None
@@ -246,7 +244,7 @@ def test_sleeper_that_wakes_is_fenced(orch):
     with orch.running(*arguments) as sleeper:
         wait_until(lambda: orch.begun()[(0, 2)], what="epoch 2")
         orch.stop_between_writes(sleeper)
-        orch("resume", "s")
+        orch.here("resume", "s")
         os.kill(sleeper.pid, signal.SIGCONT)
         _, errors = sleeper.communicate(timeout=30)
         assert sleeper.returncode == 5

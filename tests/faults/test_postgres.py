@@ -57,7 +57,7 @@ def test_crashed_server_that_comes_back_loses_no_result(server, orch):
         assert sweep.returncode == 0, f"{out}\n{err}"
     assert recorded(orch) == {trial: list(range(1, NUM_EPOCHS + 1)) for trial in range(NUM_TRIALS)}
     assert set(orch.begun().values()) == {1}, "no epoch is trained twice"
-    assert "is complete" in orch(*arguments).stdout
+    assert "is complete" in orch.here(*arguments).stdout
 
 
 # -- MLflow

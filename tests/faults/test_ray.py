@@ -9,7 +9,7 @@ import time
 import pytest
 
 from tests.support import ray_cluster
-from tests.support.orch import Orch, alive, kill, wait_until
+from tests.support.orch import Orch, alive, assert_gone, kill, wait_until
 
 pytestmark = pytest.mark.slow
 NUM_TRIALS, NUM_EPOCHS = 8, 6
@@ -105,7 +105,7 @@ def test_end_of_the_driver_leaves_nothing_on_the_cluster(orch, cluster, number, 
         assert sweep.returncode == code
         assert "Traceback" not in errors
         assert len(found) == 4
-        wait_until(lambda: not any(map(alive, found)), 5, "the actors to end")
+        assert_gone(found, 5)
     assert not list(orch.home.glob(".ray-*")) or number == signal.SIGKILL
     kept = on_record(orch)
     orch(*command)
@@ -121,7 +121,7 @@ def test_second_interrupt_leaves_at_once(orch, cluster):
         time.sleep(0.1)  # two at once would arrive as one
         os.kill(sweep.pid, signal.SIGINT)
         sweep.communicate(timeout=15)  # of the 40 that the trials would take
-        wait_until(lambda: not any(map(alive, found)), 15, "the actors to end")
+        assert_gone(found, 15)
 
 
 def test_workers_of_a_driver_that_sleeps_end_and_make_room_for_another(orch, cluster):

@@ -285,8 +285,8 @@ def test_json_is_all_that_is_on_standard_output(installed):
     assert rows[0]["trial"] == status["best"]["trial"]
     assert orch.json("show", status["best"]["run_id"])["trial"] == status["best"]["trial"]
     assert json.dumps(orch.json("ls")[0]) == json.dumps(status)
-    assert "did you mean" not in orch("show", "s/7", code=2).stderr
-    assert "unknown study 'cnn'" in orch("compare", "cnn", code=2).stderr
+    assert "did you mean" not in orch.here("show", "s/7", code=2).stderr
+    assert "unknown study 'cnn'" in orch.here("compare", "cnn", code=2).stderr
 
 
 def test_recipes_are_listed_shown_and_copied(orch):

@@ -16,7 +16,7 @@ from orchestrator.live import PlainMonitor
 from orchestrator.store import Record
 from orchestrator.tables import Reason, State
 from orchestrator.worker import _reason
-from tests.support.orch import Orch, kill, wait_until
+from tests.support.orch import Orch, assert_gone, descendants, kill, wait_until
 from tests.support.sweeps import settings_of
 
 FIRST, SECOND = (Slot(name=f"worker-{n}", threads=1, devices=("0",)) for n in range(2))
@@ -221,7 +221,7 @@ def assert_alone(orch):
 @pytest.mark.slow
 def test_trial_that_runs_out_of_memory_beside_another_runs_again_alone_and_ends(orch):
     keys = {"trials": 4, "epochs": 3, "workers": 2, "fault": "crowd", "pause_seconds": 0.3, "retries": 0}
-    done = orch(*orch.counting(**keys))
+    done = orch.here(*orch.counting(**keys))
     assert "OutOfMemoryError: beside 1; it waits to run again alone on its device" in done.stdout
     assert orch.recorded() == {trial: [1, 2, 3] for trial in range(4)}
     found = reasons(orch)
@@ -233,7 +233,7 @@ def test_trial_that_runs_out_of_memory_beside_another_runs_again_alone_and_ends(
 
 @pytest.mark.slow
 def test_trial_that_runs_out_of_memory_alone_too_has_failed(orch):
-    orch(*orch.counting(trials=2, epochs=3, workers=2, fault="oom", pause_seconds=0.3))
+    orch.here(*orch.counting(trials=2, epochs=3, workers=2, fault="oom", pause_seconds=0.3))
     assert reasons(orch) == [[Reason.OOM, Reason.OOM]] * 2
     assert_alone(orch)
     assert [orch.json("show", f"s/{trial}")["reason"] for trial in range(2)] == ["oom", "oom"]
@@ -245,9 +245,11 @@ def test_victim_still_runs_alone_when_the_coordinator_was_killed_meanwhile(orch)
     with orch.running(*orch.counting(**keys)) as sweep:
         wait_until(lambda: (orch.home / "orch.db").exists() and orch.begun()[(0, 1)], what="the first epoch")
         wait_until(lambda: num_ran_out(orch), what="a victim")
+        below = descendants(sweep.pid)
         kill(sweep)
+        assert_gone(below, 5)  # or the next run's trials would find them beside
     before = num_ran_out(orch)
-    orch("resume", "s")
+    orch.here("resume", "s")
     assert num_ran_out(orch) == before
     assert orch.recorded() == {trial: [1, 2, 3, 4, 5, 6] for trial in range(2)}
     assert_alone(orch)

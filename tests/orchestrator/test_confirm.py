@@ -91,7 +91,7 @@ def test_leaders_are_trained_with_further_seeds_once_whatever_is_killed(orch):
     with orch.running(*arguments, "pause_seconds=0.3") as sweep:
         wait_until(lambda: orch.begun().total() >= 15, what="a further seed")  # 12 epochs are those of the trials
         kill(sweep)
-    done = orch("resume", "s")
+    done = orch.here("resume", "s")
     rows = {row["trial"]: row for row in orch.json("compare", "s")}
     drawn = [row for row in rows.values() if row["confirms"] is None]
     further = [row for row in rows.values() if row["confirms"] is not None]
@@ -113,9 +113,9 @@ def test_leaders_are_trained_with_further_seeds_once_whatever_is_killed(orch):
     status = orch.json("status", "s")
     assert (status["states"]["complete"], status["confirming"], status["best"]["trial"]) == (4, 6, winner["trial"])
     assert orch.recorded() == {number: [1, 2, 3] for number in range(10)}
-    again = orch(*arguments, "pause_seconds=0.3")
+    again = orch.here(*arguments, "pause_seconds=0.3")
     assert "is complete: 4 trials" in again.stdout
-    extended = orch("resume", "s", "trials=6", "confirm=2x4")
+    extended = orch.here("resume", "s", "trials=6", "confirm=2x4")
     assert "is complete" not in extended.stdout
     rows = orch.json("compare", "s")
     assert sum(row["confirms"] is None for row in rows) == 6
@@ -128,7 +128,7 @@ def test_leaders_are_trained_with_further_seeds_once_whatever_is_killed(orch):
 def test_paused_trials_are_pruned_before_leaders_are_confirmed(orch):
     arguments = orch.counting("confirm=1x2", trials=9, epochs=9, workers=2, sampler="random", export="none")
     arguments = [key if key != "pruner=none" else "pruner=asha-pause" for key in arguments]
-    orch(*arguments)
+    orch.here(*arguments)
     status = orch.json("status", "s")
     assert (status["states"]["paused"], status["confirming"]) == (0, 2)
     further = [row for row in orch.json("compare", "s") if row["confirms"] is not None]

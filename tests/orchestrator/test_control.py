@@ -41,8 +41,8 @@ def test_paused_study_frees_its_workers_and_goes_on_with_another_budget(orch):
         on_record = orch.recorded()
         begun = orch.begun()
         assert orch.json("status", "s")["states"]["running"] == 0
-        assert orch("extend", "s", "trials=+1").stdout == "from now on trials=5\n"
-        assert orch("resume", "s", "workers=1").stdout == "it goes on\n"
+        assert orch.here("extend", "s", "trials=+1").stdout == "from now on trials=5\n"
+        assert orch.here("resume", "s", "workers=1").stdout == "it goes on\n"
         out, err = sweep.communicate(timeout=120)
         assert sweep.returncode == 0, f"{out}\n{err}"
     assert "5 trials on 1 worker(s)" in out
@@ -55,12 +55,12 @@ def test_stopped_study_is_saved_and_resumed(orch):
     arguments = orch.counting(trials=3, epochs=12, pause_seconds=0.4, workers=2, sampler="random")
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 3, what="epochs")
-        assert orch("stop", "s").stdout == "stopped; `orch resume s` goes on with it\n"
+        assert orch.here("stop", "s").stdout == "stopped; `orch resume s` goes on with it\n"
         _, err = sweep.communicate(timeout=60)
         assert sweep.returncode == 128 + signal.SIGTERM
         assert err == "orch: stopped; all finished epochs are saved. Go on with `orch resume s`\n"
     assert orch.json("status", "s")["process"] is None
-    orch("resume", "s")
+    orch.here("resume", "s")
     assert orch.recorded() == epochs_of(3, 12)
 
 
@@ -69,7 +69,7 @@ def test_workers_change_while_a_study_runs(orch):
     arguments = orch.counting(trials=4, epochs=6, pause_seconds=0.4, workers=1, sampler="random")
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 2, what="epochs")
-        assert orch("set", "s", "workers=2", "retries=0").stdout == "from now on workers=2, retries=0\n"
+        assert orch.here("set", "s", "workers=2", "retries=0").stdout == "from now on workers=2, retries=0\n"
         wait_until(lambda: len(children(sweep.pid, WORKER)) == 2, what="two workers")
         out, err = sweep.communicate(timeout=120)
         assert sweep.returncode == 0, f"{out}\n{err}"
@@ -89,18 +89,18 @@ def test_failed_trials_are_tried_again(orch):
     )
     arguments = ["sweep", "recipe=fault.py", "study=s", "hidden=range(4,16)", "trials=3", "epochs=2", "retries=0"]
     orch.environment["PYTHONPATH"] = str(Path.cwd())
-    orch(*arguments, "export=none", "pruner=none", "sampler=random", code=4)
+    orch.here(*arguments, "export=none", "pruner=none", "sampler=random", code=4)
     assert orch.json("status", "s")["states"]["failed"] == 3
     (orch.home / "mended").touch()
-    refused = orch("retry", "s", "7", code=2)
+    refused = orch.here("retry", "s", "7", code=2)
     assert "trial 7 of s has not failed; failed: 0, 1, 2" in refused.stderr
-    assert orch("retry", "s", "1").stdout == "trial(s) 1 wait for another attempt; go on with `orch resume s`\n"
-    orch("resume", "s", code=4)
+    assert orch.here("retry", "s", "1").stdout == "trial(s) 1 wait for another attempt; go on with `orch resume s`\n"
+    orch.here("resume", "s", code=4)
     assert orch.recorded() == {0: [], 1: [1, 2], 2: []}
-    assert "trial(s) 0, 2 wait" in orch("retry", "s", "--failed").stdout
-    orch("resume", "s")
+    assert "trial(s) 0, 2 wait" in orch.here("retry", "s", "--failed").stdout
+    orch.here("resume", "s")
     assert orch.recorded() == epochs_of(3, 2)
-    assert orch("retry", "s", "--failed").stdout == "no trial has failed\n"
+    assert orch.here("retry", "s", "--failed").stdout == "no trial has failed\n"
 
 
 @pytest.mark.slow
@@ -118,15 +118,15 @@ def test_process_that_does_not_answer_is_named_and_nothing_changes(orch, monkeyp
 
 @pytest.mark.slow
 def test_commands_on_a_study_that_does_not_run_do_what_they_can(orch):
-    orch(*orch.counting(trials=1, epochs=1))
+    orch.here(*orch.counting(trials=1, epochs=1))
     for command in ("stop", "pause"):
-        assert "study 's' does not run now; `orch resume s`" in orch(command, "s", code=2).stderr
-    assert orch("set", "s", "timeout=2h").stdout == "from now on timeout=7200.0s; go on with `orch resume s`\n"
-    assert "extend takes trials and max_epochs_total" in orch("extend", "s", "workers=3", code=2).stderr
+        assert "study 's' does not run now; `orch resume s`" in orch.here(command, "s", code=2).stderr
+    assert orch.here("set", "s", "timeout=2h").stdout == "from now on timeout=7200.0s; go on with `orch resume s`\n"
+    assert "extend takes trials and max_epochs_total" in orch.here("extend", "s", "workers=3", code=2).stderr
     assert re.search(
-        "lr cannot be changed in an existing study; allowed: trials, ", orch("set", "s", "lr=1", code=2).stderr
+        "lr cannot be changed in an existing study; allowed: trials, ", orch.here("set", "s", "lr=1", code=2).stderr
     )
-    assert "pass --failed" in orch("retry", "s", code=2).stderr
+    assert "pass --failed" in orch.here("retry", "s", code=2).stderr
     with orch.record() as record:
         assert control.go_on(record, "s", []) is None
 

@@ -126,20 +126,20 @@ def test_a_tracking_server_keeps_its_own_ui_and_a_dashboard_that_dies_is_named(o
 def test_a_port_in_use_is_named_with_what_to_pass(orch):
     with socket.create_server(("127.0.0.1", 0)) as other:
         port = other.getsockname()[1]
-        done = orch("ui", "--port", str(port - 1), code=2)
+        done = orch.here("ui", "--port", str(port - 1), code=2)
     assert f"port {port} is in use; pass --port N" in done.stderr
 
 
 def test_ports_that_are_none_are_one_line(orch):
-    assert "port 70000 cannot be used; pass --port N" in orch("ui", "--port", "70000", code=2).stderr
+    assert "port 70000 cannot be used; pass --port N" in orch.here("ui", "--port", "70000", code=2).stderr
 
 
 def test_without_a_study_there_is_nothing_to_show(tmp_path):
     orch = Orch(tmp_path)
-    assert "no study has been recorded" in orch("ui", code=2).stderr
+    assert "no study has been recorded" in orch.here("ui", code=2).stderr
     assert not orch.home.exists()
     Record.open(f"sqlite:///{orch.home / 'orch.db'}", create=True).close()
-    assert "no study has been recorded" in orch("ui", code=2).stderr
+    assert "no study has been recorded" in orch.here("ui", code=2).stderr
 
 
 def answer_of(**environ: str) -> str:

@@ -177,15 +177,15 @@ def orch(tmp_path):
 
 @pytest.mark.slow
 def test_imported_study_is_looked_at_and_known_to_a_sweep_but_not_gone_on_with(orch, source):
-    shown = orch("import", "old", "--storage", source, "--rename", "learning_rate=lr").stdout
+    shown = orch.here("import", "old", "--storage", source, "--rename", "learning_rate=lr").stdout
     assert "study old has 8 trial(s): 3 complete, 1 fail, 2 pruned, 1 running, 1 waiting" in shown
     rows = orch.json("compare", "old")
     theirs = sorted((t.value for t in load(source) if t.state.name == "COMPLETE"), reverse=True)
     assert [row["value"] for row in rows[:3]] == theirs
     status = orch.json("status", "old")
     assert (status["total"], status["states"]["failed"], status["epochs_trained"]) == (8, 3, 3 * 3 + 2 * 2 + 1)
-    assert "old" in orch("ls").stdout
-    assert "there is a study 'old' already" in orch("import", "old", "--storage", source, code=2).stderr
+    assert "old" in orch.here("ls").stdout
+    assert "there is a study 'old' already" in orch.here("import", "old", "--storage", source, code=2).stderr
     for command in (
         ["resume", "old"],
         ["extend", "old", "trials=+1"],
@@ -193,12 +193,12 @@ def test_imported_study_is_looked_at_and_known_to_a_sweep_but_not_gone_on_with(o
         ["evaluate", "old"],
         [*orch.counting()[:2], "study=old", "hidden=4,5"],
     ):
-        done = orch(*command, code=2)
+        done = orch.here(*command, code=2)
         assert "study 'old' was imported: it can be looked at" in done.stderr
         assert done.stderr.count("\n") == 1
 
     keys = {"lr": "tag(log,interval(1e-4,1e-1))", "hidden": "range(4,17)", "optimizer": "sgd,adamw", "trials": 2}
-    out = orch(*orch.counting("warm_start=old", epochs=1, **{**keys, "sampler": "tpe"})).stdout
+    out = orch.here(*orch.counting("warm_start=old", epochs=1, **{**keys, "sampler": "tpe"})).stdout
     assert "the sampler knows 5 trial(s) of old; 3 do not fit" in out
     with orch.record() as record:
         study = record.study("s").spec

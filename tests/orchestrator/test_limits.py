@@ -53,20 +53,20 @@ def orch(tmp_path):
 @pytest.mark.slow
 def test_nothing_is_trained_beyond_the_most_epochs_and_a_larger_number_goes_on(orch):
     arguments = orch.counting(trials=4, epochs=3, workers=2, sampler="random", pause_seconds=0.1)
-    done = orch(*arguments, "max_epochs_total=7")
+    done = orch.here(*arguments, "max_epochs_total=7")
     assert "7 epochs are trained, all that max_epochs_total=7 allows; what is not finished waits" in done.stdout
     recorded = orch.recorded()
     assert sum(map(len, recorded.values())) == 7
-    again = orch(*arguments, "max_epochs_total=7")
+    again = orch.here(*arguments, "max_epochs_total=7")
     assert "study s has ended: 7 epochs are trained" in again.stdout
     assert orch.recorded() == recorded
-    orch("resume", "s", "max_epochs_total=0")
+    orch.here("resume", "s", "max_epochs_total=0")
     assert orch.recorded() == {number: [1, 2, 3] for number in range(4)}
 
 
 @pytest.mark.slow
 def test_target_ends_the_study_with_its_leader_exported(orch):
-    done = orch(*orch.counting(trials=6, epochs=2, workers=1, sampler="random", target_value="0.1", export="best"))
+    done = orch.here(*orch.counting(trials=6, epochs=2, workers=1, sampler="random", target_value="0.1", export="best"))
     assert "and target_value=0.1 is reached" in done.stdout
     assert "ONNX      differs from PyTorch" in done.stdout
     assert "next      orch ui  ·  orch promote s" in done.stdout
@@ -77,7 +77,7 @@ def test_target_ends_the_study_with_its_leader_exported(orch):
 def test_failing_study_stops_after_so_many_and_says_so_in_its_exit_code(orch):
     arguments = orch.counting(trials=9, epochs=2, workers=1, sampler="random", fault="raise", fault_epoch=1, retries=0)
     for _ in range(2):  # the second finds that nothing has changed
-        done = orch(*arguments, "max_failures=2", code=4)
+        done = orch.here(*arguments, "max_failures=2", code=4)
         assert "2 trial(s) failed, all that max_failures= allows" in done.stdout
         assert orch.json("status", "s")["states"]["failed"] == 2
         assert orch.begun().total() == 2

@@ -16,14 +16,16 @@ def orch(tmp_path):
 
 @pytest.mark.slow
 def test_log_of_a_trial_is_told_from_those_of_the_others(orch):
-    orch(*orch.counting("fault='',raise", trials=2, epochs=2, workers=1, retries=1, sampler="grid", hidden=8), code=4)
+    orch.here(
+        *orch.counting("fault='',raise", trials=2, epochs=2, workers=1, retries=1, sampler="grid", hidden=8), code=4
+    )
     failed = next(number for number in (0, 1) if orch.json("show", f"s/{number}")["state"] == "failed")
-    lines = orch("logs", f"s/{failed}").stdout.splitlines()
+    lines = orch.here("logs", f"s/{failed}").stdout.splitlines()
     assert [line.partition(" begins: ")[2] for line in lines if " begins: " in line] == [
         f"trial {failed} of s, attempt {attempt}" for attempt in (1, 2)
     ]
     assert sum("RuntimeError: as the test asked" in line for line in lines) == 2
-    other = orch("logs", f"s/{1 - failed}").stdout
+    other = orch.here("logs", f"s/{1 - failed}").stdout
     assert f"trial {1 - failed} of s, attempt 1" in other
     assert "RuntimeError" not in other
 
@@ -48,7 +50,7 @@ def test_followed_log_goes_on_in_the_next_attempt_and_ends_with_the_trial(orch):
 
 @pytest.mark.slow
 def test_trial_that_is_not_there_or_has_no_log_here_is_named(orch):
-    orch(*orch.counting(trials=1, epochs=1, workers=1))
-    assert "unknown trial of s '4'" in orch("logs", "s/4", code=2).stderr
+    orch.here(*orch.counting(trials=1, epochs=1, workers=1))
+    assert "unknown trial of s '4'" in orch.here("logs", "s/4", code=2).stderr
     (orch.home / "logs" / "s" / "worker-0.log").unlink()
-    assert "worker-0.log is not here; attempt 1 ran as worker-0 on" in orch("logs", "s/0", code=2).stderr
+    assert "worker-0.log is not here; attempt 1 ran as worker-0 on" in orch.here("logs", "s/0", code=2).stderr

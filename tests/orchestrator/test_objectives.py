@@ -217,7 +217,7 @@ def test_sweep_of_several_goes_on_after_a_kill_and_everyone_shows_its_front(orch
     mirrored = optuna.load_study(study_name="s", storage=Settings.from_environment().optuna_url)
     assert {trial.number for trial in mirrored.best_trials} == front
     assert [way.name for way in mirrored.directions] == ["MAXIMIZE", "MINIMIZE"]
-    refused = orch(*[each for each in arguments if not each.startswith("objectives=")], code=2)
+    refused = orch.here(*[each for each in arguments if not each.startswith("objectives=")], code=2)
     assert "objectives: val_accuracy:max,num_parameters:min -> absent" in refused.stderr
 
 
@@ -235,5 +235,5 @@ def test_recipe_that_never_tells_of_an_objective_fails_its_trials_in_words(orch,
         "    yield Epoch(number=1, metrics=metrics, seconds=0.1, is_best=True, saved=None)\n"
     )
     keys = ["lr=interval(0.1,0.2)", "trials=1", "retries=0", "study=s", "objectives=val_accuracy:max,watts:min"]
-    orch("sweep", f"recipe={own}", *keys, code=4)
+    orch.here("sweep", f"recipe={own}", *keys, code=4)
     assert "epoch 1 has no watts; a recipe's epochs must have them" in orch.json("show", "s/0")["message"]

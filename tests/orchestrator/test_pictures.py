@@ -166,6 +166,8 @@ def test_sweep_with_pruning_leaves_pictures_of_every_trial(tmp_path):
         below = EventAccumulator(str(orch.home / "tensorboard" / "mlp-digits" / f"{row['trial']:04}" / "pictures"))
         scalars = below.Reload().Scalars("val_loss")
         assert [scalar.step for scalar in scalars] == [epoch["number"] for epoch in shown["epochs"]]
-    again = orch("evaluate", "mlp-digits", "--pictures", str(tmp_path / "drawn"))
+    again = orch.here("evaluate", "mlp-digits", "--pictures", str(tmp_path / "drawn"))
     assert again.stdout.endswith(f"written   {tmp_path / 'drawn'}\n")
-    assert "is there already" in orch("evaluate", "mlp-digits", "--pictures", str(tmp_path / "drawn"), code=2).stderr
+    assert (
+        "is there already" in orch.here("evaluate", "mlp-digits", "--pictures", str(tmp_path / "drawn"), code=2).stderr
+    )

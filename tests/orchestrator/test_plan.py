@@ -204,13 +204,13 @@ def test_sweep_draws_what_was_planned(orch, sampler):
 
     planned = orch.json("plan", *arguments(4)[1:])
     assert not (orch.home / "orch.db").exists()
-    orch(*arguments(4))
+    orch.here(*arguments(4))
     num_sure = 4 if sampler == "random" else 2
     assert drawn(range(num_sure)) == planned["suggestions"][:num_sure]
 
     rest = orch.json("plan", *arguments(6)[1:])
     assert (rest["num_ended"], rest["first_trial"], len(rest["suggestions"])) == (4, 4, 2)
-    orch(*arguments(6))
+    orch.here(*arguments(6))
     assert drawn([4]) == rest["suggestions"][:1]
 
 

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import re
 import shutil
@@ -502,7 +503,7 @@ def test_of_two_promotions_at_once_one_wins_and_the_other_is_told(settings, tmp_
     with orch.running("promote", NAME) as first:
         wait_until(lambda: holder(settings) == first.pid, what="the first to hold the model")
         orch.stop_between_writes(first)
-        won = orch.json("promote", f"{NAME}/0")
+        won = json.loads(orch("promote", f"{NAME}/0", "--json").stdout)
         os.kill(first.pid, signal.SIGCONT)
         _, errors = first.communicate(timeout=120)
     assert (won["version"], won["already"], first.returncode) == ("1", False, 5)

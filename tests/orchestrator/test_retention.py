@@ -298,8 +298,8 @@ def test_sweep_keeps_what_its_policy_says_and_mlflow_no_more(tmp_path):
     assert {row["trial"]: row["message"] for row in rows} == {
         row["trial"]: None if row["trial"] == best else "weights were freed by keep=best" for row in rows
     }
-    assert "is complete" in orch("resume", "s").stdout
-    assert orch("extend", "s", "trials=+1").stdout
-    orch("resume", "s")
+    assert "is complete" in orch.here("resume", "s").stdout
+    assert orch.here("extend", "s", "trials=+1").stdout
+    orch.here("resume", "s")
     with orch.record() as record:
         assert len(record.trials(record.study("s").id)) == 5

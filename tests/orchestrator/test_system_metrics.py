@@ -156,6 +156,6 @@ def test_worker_that_trains_is_sampled_and_one_without_an_interval_is_not(tmp_pa
         num_samples = len(samples_of(record))
     settings = settings_of(orch.home)
     assert {n: len(of) for n, of in in_mlflow(settings, CPU).items()} == {n: len(of) for n, of in enumerate(by_trial)}
-    orch("resume", "s", "trials=3", "system_metrics=0")
+    orch.here("resume", "s", "trials=3", "system_metrics=0")
     with orch.record() as record:
         assert len(samples_of(record)) == num_samples

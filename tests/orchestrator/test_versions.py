@@ -283,7 +283,7 @@ def test_new_version_of_a_sweep_trains_only_what_is_new(orch):
     kept = [trial[0] for trial in first if trial[2]["hidden"] < 10]
     assert 0 < len(kept) < 6
     changed = orch.counting(trials=6, epochs=2, export="best", workers=2, hidden="range(4,10)")
-    refused = orch(*changed, code=2)
+    refused = orch.here(*changed, code=2)
     assert "space.hidden.high: 15 -> 9" in refused.stderr
     assert "--new-version" in refused.stderr
     assert orch.begun().total() == 12
@@ -312,19 +312,19 @@ def test_new_version_of_a_sweep_trains_only_what_is_new(orch):
 
     shown = orch.json("show", "s/0")
     assert (shown["study"], shown["kept_from"]) == ("s@2", f"s@1/{kept[0]}")
-    assert orch("logs", "s/0").stdout == orch("logs", shown["kept_from"]).stdout != ""
+    assert orch.here("logs", "s/0").stdout == orch.here("logs", shown["kept_from"]).stdout != ""
     assert [row["study"] for row in orch.json("ls")] == ["s@1", "s@2"]
-    assert "study s@2 is complete: 6 trials" in orch(*changed).stdout
-    assert "s@1 stays as it is, since s@2 is a later version of it" in orch("resume", "s@1", code=2).stderr
-    assert "s@2 is deleted" in orch("delete", "s", "--yes").stdout
+    assert "study s@2 is complete: 6 trials" in orch.here(*changed).stdout
+    assert "s@1 stays as it is, since s@2 is a later version of it" in orch.here("resume", "s@1", code=2).stderr
+    assert "s@2 is deleted" in orch.here("delete", "s", "--yes").stdout
     assert [row["study"] for row in orch.json("ls")] == ["s"]
 
 
 @pytest.mark.slow
 def test_paused_trial_of_the_former_version_goes_on_from_its_checkpoint(orch):
     chosen = {"hidden": 8, "pruner": "asha-pause", "epochs": 3, "workers": 1, "sampler": "random"}
-    orch(*orch.counting("lr=1e-5,1e-3,1e-2", trials=3, max_epochs_total=3, **chosen))
-    orch(*orch.counting("lr=1e-5,1e-2", trials=2, **chosen), "--new-version")
+    orch.here(*orch.counting("lr=1e-5,1e-3,1e-2", trials=3, max_epochs_total=3, **chosen))
+    orch.here(*orch.counting("lr=1e-5,1e-2", trials=2, **chosen), "--new-version")
     with orch.record() as record:
         former, found = everything(record, "s"), everything(record, "s@2")
     assert [len(trial[5]) for trial in former] == [1, 1, 1]
@@ -336,7 +336,7 @@ def test_paused_trial_of_the_former_version_goes_on_from_its_checkpoint(orch):
 
 @pytest.mark.slow
 def test_plan_of_a_new_version_counts_what_is_kept_and_records_nothing(orch):
-    orch(*orch.counting(trials=4, epochs=1, workers=1))
+    orch.here(*orch.counting(trials=4, epochs=1, workers=1))
     changed = [key for key in orch.counting(trials=6, epochs=1, workers=1, hidden="range(4,12)") if key != "sweep"]
     with orch.record() as record:
         before = everything(record, "s")

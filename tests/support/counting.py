@@ -10,6 +10,7 @@ import time
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import psutil
 import torch
 from pydantic import Field
 from torch import nn
@@ -92,9 +93,8 @@ def _crowd(config: ModelConfig) -> Iterator[Callable[[], None]]:
 
 
 def _lives(pid: int) -> bool:
-    with contextlib.suppress(ProcessLookupError):
-        os.kill(pid, 0)
-        return True
+    with contextlib.suppress(psutil.NoSuchProcess):
+        return psutil.Process(pid).status() != psutil.STATUS_ZOMBIE  # one that was killed fills no memory
     return False
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
+import functools
 import io
 import json
 import os
@@ -13,21 +15,24 @@ import time
 from collections import Counter
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from types import SimpleNamespace
+from typing import TYPE_CHECKING, Any, cast
 
 import psutil
 import pytest
 from sqlalchemy import update
 
-from orchestrator import cli
+from orchestrator import cli, coordinator, forkserver
+from orchestrator.executors.local import FOR_EXPORTS
 from orchestrator.store import Record
 from orchestrator.tables import LeaseRow
 from tests.support import databases
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterator
+    from collections.abc import Callable, Iterable, Iterator
 
-READING = {"compare", "ls", "show", "status"}
+    from orchestrator.mirror_process import Mirror
+
 ORCH = str(Path(sys.executable).with_name("orch"))
 COUNTING = str(Path(__file__).with_name("counting.py"))
 
@@ -52,15 +57,22 @@ class Orch:
         return done
 
     def json(self, *arguments: str) -> Any:
-        """What a command prints with --json; one that only reads runs in this process, which saves it a second."""
-        if arguments[0] not in READING:
-            return json.loads(self(*arguments, "--json").stdout)
+        """What a command that runs in this process prints with --json."""
+        return json.loads(self.here(*arguments, "--json").stdout)
+
+    def here(self, *arguments: str, code: int = 0) -> subprocess.CompletedProcess[str]:
+        """A command in this process, without what takes a sweep's first ten seconds, where a test is not about that.
+
+        Workers are forked from a server that all tests of a process share, and no mirror follows the record.
+        """
         with pytest.MonkeyPatch.context() as patch:
             patch.chdir(self.folder)
             patch.setattr(os, "environ", dict(self.environment))
-            done = called_here(*arguments, "--json")
-        assert done.returncode == 0, done
-        return json.loads(done.stdout)
+            patch.setattr(forkserver, "worker_server", lambda: contextlib.nullcontext(_shared_server()))
+            patch.setattr(coordinator, "run", functools.partial(coordinator.run, make_mirror=_no_mirror))
+            done = called_here(*arguments)
+        assert done.returncode == code, done
+        return done
 
     @contextlib.contextmanager
     def running(self, *arguments: str) -> Iterator[subprocess.Popen[str]]:
@@ -122,6 +134,18 @@ class Orch:
             return {trial.number: [e.number for e in epochs.get(trial.number, [])] for trial in record.trials(study.id)}
 
 
+@functools.cache
+def _shared_server() -> forkserver.ForkServer:
+    server = forkserver.ForkServer(*forkserver.FOR_WORKERS, FOR_EXPORTS)
+    atexit.register(server.close)
+    return server
+
+
+def _no_mirror(*_: object) -> contextlib.AbstractContextManager[Mirror]:
+    mirror = SimpleNamespace(keep_alive=lambda: None, finish=lambda _: 0, kill=lambda: None)
+    return contextlib.nullcontext(cast("Mirror", mirror))
+
+
 def stop_between_writes(process: subprocess.Popen[str], record: Record) -> None:
     """Send SIGSTOP at a moment when the process does not hold a database's lock, which nobody can take from it."""
 
@@ -142,10 +166,11 @@ def stop_between_writes(process: subprocess.Popen[str], record: Record) -> None:
 
 
 def called_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in this process, with its folder and its environment."""
+    """A command in this process, with its folder and its environment, and nobody at the keyboard."""
     out, err = io.StringIO(), io.StringIO()
     with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
         patch.setattr(sys, "argv", ["orch", *arguments])
+        patch.setattr(sys, "stdin", io.StringIO())
         with pytest.raises(SystemExit) as ended:
             cli.main()
     return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
@@ -168,6 +193,11 @@ def children(pid: int, what: str) -> list[psutil.Process]:
     return found
 
 
+def assert_gone(processes: Iterable[psutil.Process], seconds: float) -> None:
+    """Wait for processes to end, and fail if one does not."""
+    wait_until(lambda: not any(map(alive, processes)), seconds, f"{processes} to end")
+
+
 def alive(process: psutil.Process) -> bool:
     """Whether a process runs; a zombie does not."""
     with contextlib.suppress(psutil.NoSuchProcess):
@@ -175,7 +205,7 @@ def alive(process: psutil.Process) -> bool:
     return False
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 60, what: str = "") -> None:
+def wait_until(condition: Callable[[], Any], seconds: float = 120, what: str = "") -> None:
     """Wait for a condition, and fail if it does not come."""
     deadline = time.monotonic() + seconds
     while not condition():
