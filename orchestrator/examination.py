@@ -8,18 +8,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import recipes
-from orchestrator import worker
+from orchestrator import intervals, worker
 from orchestrator.errors import RefusedError, UsageError
-from orchestrator.gates import (
-    Gate,
-    Interval,
-    bootstrap,
-    bootstrap_macro,
-    compare_answers,
-    compare_errors,
-    num_shared,
-    share,
-)
+from orchestrator.gates import Gate, compare_answers, compare_errors, num_shared
+from orchestrator.intervals import Interval, bootstrap, share
 from orchestrator.models import file_of
 from recipes.checkpoint import BEST
 from recipes.config import OBJECTIVES, dataset_of
@@ -231,29 +223,38 @@ def _recalls(classes: Sequence[Mapping[str, Any]]) -> list[Interval]:
 
 
 def _intervals(outputs: Tensor, dataset: Dataset, found: Mapping[str, float]) -> dict[str, Interval]:
-    """Those of the metrics `found` that resampled images give intervals of."""
-    import numpy as np
-    from torch.nn.functional import cross_entropy
+    """Those of the metrics `found` of which an interval is known.
 
-    from recipes import metrics
+    None is of a calibration error: few images overrate it, and a resample, which has fewer distinct ones, more so.
+    """
+    import torch
+    from torch.nn import functional
 
-    targets = dataset.test.labels
+    targets, total = dataset.test.labels, len(dataset.test.labels)
+    exact: dict[str, Interval | None]
     match dataset.info.task:
         case "classification":
-            right = outputs.argmax(1) == targets
-            loss = cross_entropy(outputs, targets, reduction="none").double().numpy()
-            macro = bootstrap_macro(np.array(metrics.confusion(outputs, targets)))
-            return {
-                "loss": bootstrap(loss),
-                "accuracy": share(int(right.sum()), len(targets)),
-                **{name: Interval(mean=found[name], low=low, high=high) for name, (low, high) in macro.items()},
-            }
+            losses = functional.cross_entropy(outputs, targets, reduction="none")
+            classes, size = outputs.argmax(1), outputs.shape[1]
+            exact = {name: share(round(found[name] * total), total) for name in found if name.endswith("accuracy")}
+            known = functional.one_hot(targets, size).bool()
+            exact["auroc"] = intervals.auroc(outputs.softmax(1).numpy(), known.numpy())
+            ends = intervals.of_classes(classes.numpy(), targets.numpy(), size)
         case "multilabel":
-            right = ((outputs > 0) == (targets > 0)).double()
-            exact = int(right.min(1).values.sum())
-            return {"accuracy": bootstrap(right.mean(1).numpy()), "exact_match": share(exact, len(targets))}
+            losses = functional.binary_cross_entropy_with_logits(outputs, targets, reduction="none").mean(1)
+            given, true = outputs > 0, targets > 0
+            right = given == true
+            exact = {"accuracy": bootstrap(right.double().mean(1).numpy())}
+            exact["exact_match"] = share(int(right.all(1).sum()), total)
+            exact["auroc"] = intervals.auroc(outputs.sigmoid().numpy(), true.numpy())
+            ends = intervals.of_labels(given.numpy(), true.numpy())
         case "regression":
-            return {"loss": bootstrap((outputs - targets).double().square().mean(1).numpy())}
+            losses = (outputs - targets).square().mean(1)
+            exact, scale = {}, torch.tensor(dataset.info.target_std, dtype=torch.float64)
+            ends = intervals.of_numbers((outputs * scale).numpy(), (targets * scale).numpy())
+    within = {name: Interval(mean=found[name], low=low, high=high) for name, (low, high) in ends.items()}
+    every = {"loss": bootstrap(losses.double().numpy()), **exact, **within}
+    return {name: interval for name, interval in every.items() if interval is not None}
 
 
 def _test_answers(model: Model, dataset: Dataset) -> Tensor:

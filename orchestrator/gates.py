@@ -1,34 +1,21 @@
-"""The gates of a promotion: figures against limits, and the statistics behind them. Pure: numbers in, numbers out."""
+"""The gates of a promotion: figures against limits, and the tests behind them. Pure: numbers in, numbers out."""
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 from hashlib import blake2b
-from math import comb, sqrt
+from math import comb
 from typing import TYPE_CHECKING, Any
 
+from orchestrator.intervals import Interval, bootstrap
+
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable
+    from collections.abc import Iterable
 
     import numpy as np
     from numpy.typing import NDArray
 
 SIGNIFICANCE = 0.05
-NUM_RESAMPLES = 2000
-MAX_DRAWN = 10_000_000  # counts held at once
-NORMAL_QUANTILE = 1.959964  # of 97.5%
-
-
-@dataclass(frozen=True, kw_only=True)
-class Interval:
-    """A mean with its 95% interval."""
-
-    mean: float
-    low: float
-    high: float
-
-    def __str__(self) -> str:
-        return f"{self.mean:.4f}, 95% interval {self.low:.4f} to {self.high:.4f}"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,63 +85,6 @@ def mcnemar(*, num_worse: int, num_better: int) -> float:
     # Whole numbers up to the one division: 2**-total is no float for more than a thousand images.
     tail: int = sum(comb(total, count) for count in range(num_worse, total + 1))
     return tail / (1 << total)
-
-
-def bootstrap(values: NDArray[np.float64]) -> Interval:
-    """The mean of `values` `(N,)`, one an image, with its 95% percentile interval (Efron and Tibshirani 1993, ch. 13).
-
-    Differences of the same images give a paired interval. Each resample is drawn as how often each distinct value is in
-    it, which is the same and far less to draw where values are few, as those of right and wrong are.
-    """
-    import numpy as np
-
-    distinct, counts = np.unique(values, return_counts=True)
-    ((low,), (high,)) = _percentiles(counts, lambda drawn: (drawn @ distinct / len(values))[:, None])
-    return Interval(mean=float(np.mean(values)), low=low, high=high)
-
-
-def bootstrap_macro(confusion: NDArray[np.int64]) -> dict[str, tuple[float, float]]:
-    """95% percentile intervals of the macro means of precision, recall and F1 by resampled images.
-
-    `confusion` `(K, K)` has a row a class and a column for what it was taken for; classes without either are left out.
-    """
-    ends = _percentiles(confusion.ravel(), lambda drawn: _macro(drawn.reshape(-1, *confusion.shape)))
-    return {name: (low, high) for name, low, high in zip(("precision", "recall", "f1"), *ends, strict=True)}
-
-
-def _macro(confusions: NDArray[np.int64]) -> NDArray[np.float64]:
-    """Macro precision, recall and F1 `(R, 3)` of confusion matrices `(R, K, K)`."""
-    import numpy as np
-
-    right = np.einsum("rkk->rk", confusions)
-    taken, true = confusions.sum(1), confusions.sum(2)
-    present = np.maximum(1, ((taken + true) > 0).sum(1))
-    ratios = (right / np.maximum(1, taken), right / np.maximum(1, true), 2 * right / np.maximum(1, taken + true))
-    return np.stack([ratio.sum(1) / present for ratio in ratios], axis=1)
-
-
-def _percentiles(
-    counts: NDArray[np.int64], statistic: Callable[[NDArray[np.int64]], NDArray[np.float64]]
-) -> list[list[float]]:
-    """2.5% and 97.5% of statistics `(R, S)` of `R` resampled counts; the draws are the same each time."""
-    import numpy as np
-
-    generator, size = np.random.default_rng(0), int(counts.sum())
-    step = max(1, MAX_DRAWN // len(counts))
-    found: list[NDArray[np.float64]] = []
-    for start in range(0, NUM_RESAMPLES, step):
-        drawn = generator.multinomial(size, counts / size, size=min(step, NUM_RESAMPLES - start))
-        found.append(statistic(drawn))
-    ends: list[list[float]] = np.quantile(np.concatenate(found), [0.025, 0.975], axis=0).tolist()
-    return ends
-
-
-def share(num_right: int, total: int) -> Interval:
-    """A share with its 95% score interval (Wilson 1927, JASA 22, 209), which holds for few images and for all right."""
-    p, z = num_right / total, NORMAL_QUANTILE
-    middle = (p + z * z / (2 * total)) / (1 + z * z / total)
-    half = z / (1 + z * z / total) * sqrt(p * (1 - p) / total + z * z / (4 * total * total))
-    return Interval(mean=p, low=max(0.0, middle - half), high=min(1.0, middle + half))
 
 
 def num_shared(pictures: NDArray[np.uint8], others: Iterable[NDArray[np.uint8]]) -> int:

@@ -5,10 +5,12 @@ from __future__ import annotations
 import csv
 
 import pytest
+from mlflow import MlflowClient
 from PIL import Image
 from sklearn.datasets import load_diabetes, load_digits
 
 from tests.support import databases
+from tests.support.cards import assert_intervals
 from tests.support.orch import Orch
 
 
@@ -35,6 +37,10 @@ def diabetes(tmp_path):
     write_table(tmp_path / "diabetes.csv", [*found.feature_names, "progression"], rows)
 
 
+def card_of(orch, name):
+    return MlflowClient(f"sqlite:///{orch.home}/mlflow.db").get_model_version_by_alias(name, "champion").description
+
+
 @pytest.mark.slow
 def test_table_of_numbers_is_swept_promoted_and_predicted(orch, diabetes, tmp_path):
     keys = ("recipe=mlp", "data=csv:diabetes.csv", "task=regression", "study=diabetes")
@@ -46,6 +52,7 @@ def test_table_of_numbers_is_swept_promoted_and_predicted(orch, diabetes, tmp_pa
     assert found["metrics"]["r2"] == pytest.approx(study["best"]["value"], abs=1e-5)
     promoted = orch.json("promote", "diabetes")
     assert promoted["test_r2"] > 0.3
+    assert_intervals(card_of(orch, "diabetes"))
     rows = orch.json("predict", "models:/diabetes@champion", "diabetes.csv")
     with (tmp_path / "diabetes.csv").open() as file:
         targets = [float(row["progression"]) for row in csv.DictReader(file)]
@@ -72,6 +79,7 @@ def test_pictures_with_several_labels_are_swept_promoted_and_predicted(orch, tmp
     (study,) = orch.json("ls")
     assert study["best"]["objective"] == "val_f1"
     assert orch.json("promote", "labels")["test_f1"] > 0.8
+    assert_intervals(card_of(orch, "labels"), "average_precision", "calibration_error")
     found = orch.json("predict", "models:/labels@champion", *(f"png/{number}.png" for number in range(40)))
     right = [set(row["labels"].split("|")) == set(rows[number][1].split("|")) for number, row in enumerate(found)]
     assert sum(right) > 30

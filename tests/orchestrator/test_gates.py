@@ -5,22 +5,15 @@ from dataclasses import astuple
 
 import numpy as np
 import pytest
-import torch
-from scipy import stats
 from scipy.stats import binomtest
-from torchmetrics.functional import classification as functional
 
-from orchestrator import gates
 from orchestrator.gates import (
     SIGNIFICANCE,
     Gate,
-    bootstrap,
-    bootstrap_macro,
     compare_answers,
     compare_errors,
     mcnemar,
     num_shared,
-    share,
 )
 
 
@@ -90,42 +83,3 @@ def test_a_candidate_with_one_great_error_less_may_be_worse_on_most_images() -> 
     assert error.passed
     assert p.name == "sign_test_p"
     assert not p.passed
-
-
-@pytest.mark.parametrize("right", [0.9, 0.5])
-def test_bootstrap_interval_is_that_of_scipy(right: float) -> None:
-    generator = np.random.default_rng(1)
-    for values in (
-        generator.choice([-1.0, 0.0, 1.0], 400, p=[0.1, right - 0.1, 1 - right]),
-        generator.normal(size=300),
-    ):
-        found = bootstrap(values)
-        expected = stats.bootstrap((values,), np.mean, method="percentile", n_resamples=5000, rng=0).confidence_interval
-        width = expected.high - expected.low
-        assert found.mean == pytest.approx(values.mean())
-        assert (found.low, found.high) == pytest.approx((expected.low, expected.high), abs=0.06 * width)
-
-
-def test_bootstrap_of_many_distinct_values_is_drawn_in_parts(monkeypatch: pytest.MonkeyPatch) -> None:
-    values = np.random.default_rng(2).normal(size=500)
-    whole = bootstrap(values)
-    monkeypatch.setattr(gates, "MAX_DRAWN", 500 * 300)
-    assert bootstrap(values) == whole, "the draws go on where they were"
-
-
-@pytest.mark.parametrize(("num_right", "total"), [(0, 5), (5, 5), (340, 359), (1, 2)])
-def test_interval_of_a_share_is_wilsons(num_right: int, total: int) -> None:
-    expected = binomtest(num_right, total).proportion_ci(method="wilson")
-    assert astuple(share(num_right, total)) == pytest.approx((num_right / total, expected.low, expected.high), abs=1e-6)
-
-
-def test_macro_intervals_hold_the_macro_means_of_torchmetrics_and_narrow_with_more_images() -> None:
-    confusion = np.array([[30, 2, 0], [5, 25, 0], [0, 3, 35]])
-    few, many = bootstrap_macro(confusion), bootstrap_macro(confusion * 100)
-    pairs = np.repeat(np.array(list(np.ndindex(3, 3))), confusion.ravel(), axis=0)
-    true, given = torch.from_numpy(pairs[:, 0]), torch.from_numpy(pairs[:, 1])
-    for name in ("precision", "recall", "f1_score"):
-        value = float(getattr(functional, f"multiclass_{name}")(given, true, 3))
-        for low, high in (few[name.removesuffix("_score")], many[name.removesuffix("_score")]):
-            assert low < value < high
-    assert all(many[name][1] - many[name][0] < 0.2 * (few[name][1] - few[name][0]) for name in few)

@@ -30,6 +30,7 @@ from orchestrator.store import Record
 from orchestrator.tables import Export, Promotion, Sample, Study
 from recipes import data
 from recipes.config import DatasetConfig
+from tests.support.cards import assert_intervals, intervals_of
 from tests.support.orch import Orch, wait_until
 from tests.support.trained import STRONG, WEAK, add_study, copy_home, delete_study, make_home
 
@@ -173,11 +174,8 @@ def test_card_tells_what_it_is_and_its_four_lines_load_the_model(settings):
     identity = study_of(settings).identity
     for told in (version.run_id, identity["data"], identity["split"], sha256(folder / "model.onnx"), "359 test"):
         assert told in card
-    accuracy = promote(settings).score
-    (line,) = [line for line in card.splitlines() if line.startswith("| accuracy ")]
-    assert f"{accuracy:.4f}" in line
-    low, high = map(float, line.split("|")[3].split(" to "))
-    assert low < accuracy < high
+    assert intervals_of(card)["accuracy"][1] == pytest.approx(promote(settings).score, abs=1e-4)
+    assert_intervals(card, "calibration_error")
     classes = card[card.index("## Each class") : card.index("## What")]
     assert all(f"| {name} | " in classes for name in map(str, range(10)))
 
