@@ -26,6 +26,7 @@ from recipes.ranks import Ranks
 from recipes.speed import results
 from recipes.training import DivergedError
 from tests.recipes.data.test_shards import write_shard
+from tests.support.orch import alive, assert_gone, children
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -72,12 +73,7 @@ def comparable(epochs: list[Epoch]) -> list[tuple[int, dict[str, float], bool]]:
 
 def ranks() -> list[psutil.Process]:
     """The launcher and the processes of a trial that runs now."""
-    children = alive(psutil.Process().children(recursive=True))
-    return [child for child in children if "recipes.distributed" in child.cmdline()]
-
-
-def alive(processes: list[psutil.Process]) -> list[psutil.Process]:
-    return [one for one in processes if one.is_running() and one.status() != psutil.STATUS_ZOMBIE]
+    return children(os.getpid(), "recipes.distributed")
 
 
 def rank(number: int) -> psutil.Process:
@@ -138,7 +134,7 @@ def test_stopped_training_of_two_goes_on_with_the_same_bits(own, tmp_path):
     processes = ranks()
     stopped.close()
     assert len(processes) == 3, "a launcher and two ranks"
-    assert not alive(processes)
+    assert not any(map(alive, processes))
     assert (tmp_path / "first" / "best.safetensors").exists()
     assert [epoch["metrics"] for epoch in read_history(tmp_path / "first")] == [begun[0].metrics]
     resumed = list(run(own, Attempt(folder=tmp_path / "second", resume_from=tmp_path / "first"), **values))
@@ -161,7 +157,7 @@ def test_ranks_wait_until_the_next_epoch_is_asked_for(tmp_path):
     with pytest.raises(RuntimeError, match=r"rank 1 of 2 \(process \d+\) was lost: killed, or out of memory"):
         list(epochs)
     assert time.monotonic() - begun < 5
-    assert not alive(processes)
+    assert not any(map(alive, processes))
     assert (tmp_path / "best.safetensors").exists()
 
 
@@ -198,10 +194,7 @@ for epoch in mlp.train(make(mlp.Config, {"epochs": 10**6, "devices": 2, "device"
         processes = parent.children(recursive=True)
         parent.kill()
     assert len(processes) == 3
-    deadline = time.monotonic() + 5
-    while alive(processes):
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    assert_gone(processes, 5)
 
 
 def raised_in_a_rank(error: BaseException) -> Exception:

@@ -22,6 +22,7 @@ from recipes.data import Loaded
 from recipes.loader import Loader, LoaderError
 from recipes.loop import Attempt
 from recipes.speed import results
+from tests.support.orch import descendants
 from tests.support.sources import Numbers
 
 if TYPE_CHECKING:
@@ -144,9 +145,8 @@ def test_worker_that_fails_is_named_with_what_it_was_at_and_all_are_ended(quick,
 
 
 def loader_processes() -> list[psutil.Process]:
-    """Descendants of this process, but for multiprocessing's own servers."""
-    below = psutil.Process().children(recursive=True)
-    return [process for process in below if process.ppid() != os.getpid()]
+    """Descendants of this process, but for servers that others are forked from."""
+    return [process for process in descendants(os.getpid()) if process.ppid() != os.getpid()]
 
 
 @pytest.mark.parametrize(("number", "happened"), [(signal.SIGKILL, "ended unexp"), (signal.SIGSTOP, "gave nothing")])

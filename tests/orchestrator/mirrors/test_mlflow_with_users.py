@@ -36,6 +36,7 @@ def settings(tmp_path, monkeypatch):
         options = ["--app-name", "basic-auth", "--no-serve-artifacts", "--default-artifact-root", "s3://bucket/runs"]
         with tracking_server(tmp_path, options=options, environment=secrets) as uri:
             monkeypatch.setenv("MLFLOW_TRACKING_USERNAME", "admin")
+            monkeypatch.setenv("MLFLOW_HTTP_REQUEST_TIMEOUT", "60")  # nothing here tries again what took too long
             monkeypatch.setenv(HOME_VARIABLE, str(tmp_path / "mlruns"))
             found = settings_of(tmp_path / "mlruns", uri)
             add_study(found, [STRONG])
