@@ -100,7 +100,7 @@ LAYERS = [
     {"study_files", "overrides", "pruning", "points", "roster", "confirm", "pareto", "depot"},
     {"filters"},
     {"leases", "store", "database", "space", "constraints", "curves", "forkserver", "signals"},
-    {"tables", "settings", "processes", "engines", "standalone", "system_metrics"},
+    {"tables", "settings", "processes", "engines", "standalone", "system_metrics", "intervals"},
     {"errors"},
 ]
 ALLOWED_UPWARDS = {
