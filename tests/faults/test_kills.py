@@ -47,10 +47,10 @@ def strike(orch, arguments, kills, *, times, seconds, seed):
 @pytest.mark.slow
 def test_thirty_random_kills_leave_exactly_fifty_trials(orch):
     num_trials, num_epochs = 50, 4
-    chosen = {"hidden": "range(4,404)", "sampler": "random", "pause_seconds": 0.45, "retries": 30}
+    chosen = {"hidden": "range(4,404)", "sampler": "random", "pause_seconds": 0.35, "retries": 30}
     arguments = orch.counting(trials=num_trials, epochs=num_epochs, **chosen)
     kills = {"coordinator": 0, WORKER: 0, SERVER: 0, MIRROR: 0}
-    for _ in strike(orch, arguments, kills, times=30, seconds=(0.2, 2.5), seed=0):
+    for _ in strike(orch, arguments, kills, times=30, seconds=(0.2, 1.8), seed=0):
         pass
     orch(*arguments)
     assert orch.recorded() == {trial: [1, 2, 3, 4] for trial in range(num_trials)}

@@ -18,7 +18,7 @@ from contextlib import closing
 import pytest
 
 from orchestrator.tables import MirrorRun, Reason, State
-from tests.support.orch import Orch, called_here
+from tests.support.orch import Orch
 from tests.support.sweeps import Sweep, settings_of
 
 NAME = "<b>[red]x[|red]<|b> :smile:"  # a name in which other programs see more than text
@@ -27,17 +27,8 @@ NAME = "<b>[red]x[|red]<|b> :smile:"  # a name in which other programs see more 
 class Here(Orch):
     """The same commands in this process."""
 
-    def __init__(self, folder, monkeypatch):
-        super().__init__(folder)
-        self._monkeypatch = monkeypatch
-        monkeypatch.chdir(folder)
-
     def __call__(self, *arguments, code=0, **_):
-        for name in ("ORCH_HOME", "ORCH_RECORD_URL"):
-            self._monkeypatch.setenv(name, self.environment.get(name, ""))
-        done = called_here(*arguments)
-        assert done.returncode == code, done
-        return done
+        return self.here(*arguments, code=code)
 
 
 MISSING_RECIPE = "recipe= is missing; known: mlp, cnn, resnet, vit, transfer, or a path to a .py file"
@@ -49,8 +40,8 @@ def installed(tmp_path):
 
 
 @pytest.fixture(params=["here", pytest.param("installed", marks=pytest.mark.slow)])
-def orch(request, tmp_path, monkeypatch):
-    return Here(tmp_path, monkeypatch) if request.param == "here" else Orch(tmp_path)
+def orch(request, tmp_path):
+    return Here(tmp_path) if request.param == "here" else Orch(tmp_path)
 
 
 here_only = pytest.mark.parametrize("orch", ["here"], indirect=True)  # of many cases that differ in little
@@ -289,6 +280,7 @@ def test_json_is_all_that_is_on_standard_output(installed):
     assert "unknown study 'cnn'" in orch.here("compare", "cnn", code=2).stderr
 
 
+@here_only
 def test_recipes_are_listed_shown_and_copied(orch):
     assert [row["recipe"] for row in orch.json("recipes", "ls")] == ["mlp", "cnn", "resnet", "vit", "transfer"]
     assert "lr" in [row["field"] for row in orch.json("recipes", "show", "cnn")]

@@ -48,7 +48,7 @@ def home(tmp_path_factory):
 @pytest.fixture
 def orch(home, monkeypatch):
     monkeypatch.setenv(HOME_VARIABLE, str(home / "mlruns"))
-    return Here(home, monkeypatch)
+    return Here(home)
 
 
 def test_two_trials_of_a_study_differ_in_their_fields_alone(orch):

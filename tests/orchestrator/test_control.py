@@ -29,7 +29,7 @@ def epochs_of(num_trials, num_epochs):
 
 @pytest.mark.slow
 def test_paused_study_frees_its_workers_and_goes_on_with_another_budget(orch):
-    arguments = orch.counting(trials=4, epochs=6, pause_seconds=0.4, workers=2, sampler="random")
+    arguments = orch.counting(trials=4, epochs=6, pause_seconds=0.3, workers=2, sampler="random")
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 3, what="epochs")
         with orch.record() as record:
@@ -52,7 +52,7 @@ def test_paused_study_frees_its_workers_and_goes_on_with_another_budget(orch):
 
 @pytest.mark.slow
 def test_stopped_study_is_saved_and_resumed(orch):
-    arguments = orch.counting(trials=3, epochs=12, pause_seconds=0.4, workers=2, sampler="random")
+    arguments = orch.counting(trials=3, epochs=8, pause_seconds=0.3, workers=2, sampler="random")
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 3, what="epochs")
         assert orch.here("stop", "s").stdout == "stopped; `orch resume s` goes on with it\n"
@@ -61,12 +61,12 @@ def test_stopped_study_is_saved_and_resumed(orch):
         assert err == "orch: stopped; all finished epochs are saved. Go on with `orch resume s`\n"
     assert orch.json("status", "s")["process"] is None
     orch.here("resume", "s")
-    assert orch.recorded() == epochs_of(3, 12)
+    assert orch.recorded() == epochs_of(3, 8)
 
 
 @pytest.mark.slow
 def test_workers_change_while_a_study_runs(orch):
-    arguments = orch.counting(trials=4, epochs=6, pause_seconds=0.4, workers=1, sampler="random")
+    arguments = orch.counting(trials=4, epochs=6, pause_seconds=0.3, workers=1, sampler="random")
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 2, what="epochs")
         assert orch.here("set", "s", "workers=2", "retries=0").stdout == "from now on workers=2, retries=0\n"

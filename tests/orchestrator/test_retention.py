@@ -268,7 +268,7 @@ def test_gc_killed_between_the_record_and_the_file_ends_what_was_begun(ended):
 
 
 def test_removed_weights_are_refused_in_one_line_and_kept_ones_work(two_trials_home, tmp_path, monkeypatch):
-    orch = Here(tmp_path, monkeypatch)
+    orch = Here(tmp_path)
     shutil.copytree(two_trials_home, orch.home)
     monkeypatch.setenv(HOME_VARIABLE, str(orch.home))
     monkeypatch.setattr("orchestrator.mirror.sync", lambda *_: {})

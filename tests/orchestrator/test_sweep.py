@@ -87,7 +87,7 @@ def test_small_space_ends_early_and_says_so(orch):
 
 def test_enqueued_configurations_survive_a_kill_before_they_ran(orch):
     (orch.folder / "first.yaml").write_text("[{hidden: 15}, {hidden: 4}, {hidden: 9}, {hidden: 12}]")
-    arguments = orch.counting("enqueue=first.yaml", trials=5, epochs=3, workers=1, pause_seconds=0.5)
+    arguments = orch.counting("enqueue=first.yaml", trials=5, epochs=3, workers=1, pause_seconds=0.4)
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun().total() >= 2, what="the first trial")
         kill(sweep)
@@ -266,7 +266,7 @@ def folder_bytes(orch, number):
 
 
 def test_stopped_study_shows_what_is_paused_and_another_pruner_takes_it_up(orch):
-    arguments = orch.counting(trials=6, epochs=4, pruner="asha-pause", workers=1, pause_seconds=0.4, **RATES)
+    arguments = orch.counting(trials=6, epochs=4, pruner="asha-pause", workers=1, pause_seconds=0.25, **RATES)
     with orch.running(*arguments) as sweep:
         wait_until(lambda: orch.begun()[(3, 1)], what="the fourth trial")
         os.kill(sweep.pid, signal.SIGINT)
