@@ -115,10 +115,10 @@ class Database:
 
     def _prepare(self, *, create: bool) -> None:
         with self._read() as session:  # a stopped process may hold SQLite's only lock: who just reads asks for none
-            found = self._version(session)
+            found = self._version(session) if self._has_tables(session) else "none"
         if found != str(SCHEMA_VERSION):
             with self._write.begin() as session:
-                if self._version(session) is None:
+                if not self._has_tables(session):
                     if not create:
                         raise NothingRecordedError("no study has been recorded yet; start one with `orch sweep`")
                     self._create_tables(session)
@@ -129,10 +129,11 @@ class Database:
                 f"the record at {self._address} has schema version {found}; this orch reads {SCHEMA_VERSION}"
             )
 
-    def _version(self, session: Session) -> str | None:
-        """The version that the tables say they have; None without tables."""
-        if not self.engine.dialect.has_table(session.connection(), Meta.__tablename__):
-            return None
+    def _has_tables(self, session: Session) -> bool:
+        return self.engine.dialect.has_table(session.connection(), Meta.__tablename__)
+
+    def _version(self, session: Session) -> str:
+        """The version that the tables say they have."""
         meta = session.get(Meta, "schema_version")
         return meta.value if meta else "none"
 

@@ -114,24 +114,29 @@ def test_record_of_another_version_is_refused_untouched(record_url, tmp_path):
     assert {path.name: path.read_bytes() for path in tmp_path.iterdir()} == before
 
 
+def make_old(record):
+    """Leave a record as the first version made it."""
+    with record.write() as session:
+        for statement in (
+            "ALTER TABLE trials DROP COLUMN confirms",
+            "ALTER TABLE promotions DROP COLUMN alias",
+            "ALTER TABLE promotions DROP COLUMN reason",
+            "ALTER TABLE promotions DROP COLUMN figures",
+            "ALTER TABLE attempts DROP COLUMN launch",
+            "DROP TABLE commands",
+            "DROP TABLE launches",
+            "UPDATE meta SET value=1",
+        ):
+            session.execute(text(statement))
+
+
 def test_record_of_the_first_version_is_brought_up_to_date_with_all_it_holds(record_url):
     with closing(Record.open(record_url, create=True)) as record:
         with record.write() as session:
             session.add(LeaseRow(name=LEASE.name, token=LEASE.token, counter=0, holder=None))
         study = new_study(record)
         new_trial(record, study)
-        with record.write() as session:
-            for statement in (
-                "ALTER TABLE trials DROP COLUMN confirms",
-                "ALTER TABLE promotions DROP COLUMN alias",
-                "ALTER TABLE promotions DROP COLUMN reason",
-                "ALTER TABLE promotions DROP COLUMN figures",
-                "ALTER TABLE attempts DROP COLUMN launch",
-                "DROP TABLE commands",
-                "DROP TABLE launches",
-                "UPDATE meta SET value=1",
-            ):
-                session.execute(text(statement))
+        make_old(record)
     with closing(Record.open(record_url)) as again:
         (trial,) = again.trials(study.id)
         assert (trial.number, trial.confirms) == (0, None)
@@ -139,6 +144,16 @@ def test_record_of_the_first_version_is_brought_up_to_date_with_all_it_holds(rec
         assert [command.kind for command in again.commands(study.id)] == ["stop"]
         with again.read() as session:
             assert session.get(Meta, "schema_version").value == str(SCHEMA_VERSION)
+
+
+def test_old_record_is_brought_up_to_date_once_by_many_at_once(record_url):
+    with closing(Record.open(record_url, create=True)) as record:
+        make_old(record)
+    with ThreadPoolExecutor(8) as pool:
+        records = list(pool.map(lambda _: Record.open(record_url), range(8)))
+    for record in records:
+        assert record.studies() == []
+        record.close()
 
 
 def test_record_is_opened_and_read_while_another_is_amid_a_write(record_url):
