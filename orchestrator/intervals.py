@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from math import exp, sqrt
 from typing import TYPE_CHECKING, TypeVar
 
@@ -60,12 +61,7 @@ def of_classes(given: NDArray[np.int64], true: NDArray[np.int64], num_classes: i
     pairs, counts = _distinct(np.stack([given, true], axis=1))
     taken_for, of = np.eye(num_classes)[pairs.T]
     parts = np.concatenate([taken_for * of, taken_for, of], axis=1)
-
-    def macro(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        right, taken, there = np.split(sums, 3, axis=1)
-        return _macro(right, taken, there, np.maximum(1, (taken + there > 0).sum(1)))
-
-    return dict(zip(MACRO, _percentiles(parts, counts, macro), strict=True))
+    return dict(zip(MACRO, _percentiles(parts, counts, partial(_macro, leaves_out=True)), strict=True))
 
 
 def of_labels(given: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, tuple[float, float]]:
@@ -73,12 +69,7 @@ def of_labels(given: NDArray[np.bool_], true: NDArray[np.bool_]) -> dict[str, tu
     import numpy as np
 
     parts = np.concatenate([given & true, given, true], axis=1).astype(float)
-
-    def macro(sums: NDArray[np.float64]) -> NDArray[np.float64]:
-        right, taken, there = np.split(sums, 3, axis=1)
-        return _macro(right, taken, there, given.shape[1])
-
-    return dict(zip(MACRO, _percentiles(*_distinct(parts), macro), strict=True))
+    return dict(zip(MACRO, _percentiles(*_distinct(parts), partial(_macro, leaves_out=False)), strict=True))
 
 
 def of_numbers(given: NDArray[np.float64], true: NDArray[np.float64]) -> dict[str, tuple[float, float]]:
@@ -130,12 +121,15 @@ def _share_below(scores: NDArray[np.float64], others: NDArray[np.float64]) -> ND
     return np.asarray(both / (2 * len(others)))
 
 
-def _macro(
-    right: NDArray[np.float64], taken: NDArray[np.float64], there: NDArray[np.float64], count: int | NDArray[np.int64]
-) -> NDArray[np.float64]:
-    """Macro precision, recall and F1 `(R, 3)` of `count` classes, of counts `(R, K)`."""
+def _macro(sums: NDArray[np.float64], *, leaves_out: bool) -> NDArray[np.float64]:
+    """Macro precision, recall and F1 `(R, 3)`; `sums` `(R, 3K)` are images rightly taken for a class, taken for it, of it.
+
+    `leaves_out` passes over classes without any.
+    """
     import numpy as np
 
+    right, taken, there = np.split(sums, 3, axis=1)
+    count = np.maximum(1, (taken + there > 0).sum(1)) if leaves_out else right.shape[1]
     ratios = (right / np.maximum(1, taken), right / np.maximum(1, there), 2 * right / np.maximum(1, taken + there))
     return np.stack([ratio.sum(1) / count for ratio in ratios], axis=1)
 

@@ -65,12 +65,17 @@ class Orch:
 
         Workers are forked from a server that all tests of a process share, and no mirror follows the record.
         """
-        with pytest.MonkeyPatch.context() as patch:
+        out, err = io.StringIO(), io.StringIO()
+        with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             patch.chdir(self.folder)
             patch.setattr(os, "environ", dict(self.environment))
+            patch.setattr(sys, "argv", ["orch", *arguments])
+            patch.setattr(sys, "stdin", io.StringIO())  # nobody is at the keyboard
             patch.setattr(forkserver, "worker_server", lambda: contextlib.nullcontext(_shared_server()))
             patch.setattr(coordinator, "run", functools.partial(coordinator.run, make_mirror=_no_mirror))
-            done = called_here(*arguments)
+            with pytest.raises(SystemExit) as ended:
+                cli.main()
+        done = subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
         assert done.returncode == code, done
         return done
 
@@ -163,17 +168,6 @@ def stop_between_writes(process: subprocess.Popen[str], record: Record) -> None:
             os.kill(process.pid, signal.SIGCONT)
             written.result()
     raise AssertionError(f"process {process.pid} always writes")
-
-
-def called_here(*arguments: str) -> subprocess.CompletedProcess[str]:
-    """A command in this process, with its folder and its environment, and nobody at the keyboard."""
-    out, err = io.StringIO(), io.StringIO()
-    with pytest.MonkeyPatch.context() as patch, contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
-        patch.setattr(sys, "argv", ["orch", *arguments])
-        patch.setattr(sys, "stdin", io.StringIO())
-        with pytest.raises(SystemExit) as ended:
-            cli.main()
-    return subprocess.CompletedProcess(arguments, ended.value.code or 0, out.getvalue(), err.getvalue())
 
 
 def descendants(pid: int) -> list[psutil.Process]:
