@@ -122,7 +122,7 @@ def _share_below(scores: NDArray[np.float64], others: NDArray[np.float64]) -> ND
 
 
 def _macro(sums: NDArray[np.float64], *, leaves_out: bool) -> NDArray[np.float64]:
-    """Macro precision, recall and F1 `(R, 3)`; `sums` `(R, 3K)` are images rightly taken for a class, taken for it, of it.
+    """Macro precision, recall and F1 `(R, 3)` of images `(R, 3K)` rightly taken for a class, taken for it, and of it.
 
     `leaves_out` passes over classes without any.
     """
